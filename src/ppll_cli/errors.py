@@ -80,7 +80,8 @@ class NonFiniteError(PpllError):
     """Raised when a loss is infinite or NaN; on CUDA, it may be raised some optimizer steps later.
 
     `step` is the number of optimizer steps done before the batch of this loss; None if unknown.
-    `norm` is the largest gradient norm of a parameter of the module; None if unknown.
+    `module` is the module that the loss trains. `norm` is the largest gradient norm of a parameter
+    in the chunk that computes the loss; None if unknown.
     """
 
     def __init__(self, step: int | None, module: int, norm: float | None) -> None:
@@ -94,7 +95,7 @@ class NonFiniteError(PpllError):
 
 
 class ReplayError(PpllError):
-    """Raised when a restarted worker computes a message again, and it differs from the first time.
+    """Raised when a restarted worker computes a message again, and gets a different result.
 
     `message` describes the message. `tensor` names the tensor whose values differ. If the header or
     the layout of the message differs, `tensor` names all tensors of the message.

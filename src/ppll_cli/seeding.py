@@ -22,8 +22,8 @@ def unit_weights(seed: int, unit: str) -> int:
 def auxiliary_weights(seed: int, module: int) -> int:
     """Return the seed for the initial weights of a module's auxiliary network.
 
-    The local method's `exports` runs with this seed, too. The exports themselves are built as any
-    unit is, with `unit_weights`.
+    This seed is also set while the local method's function `exports` runs. The networks of the
+    exports get seeds from `unit_weights`, as for any unit.
     """
     return _seed("auxiliary weights", seed, module)
 
@@ -50,9 +50,10 @@ def constructor(seed: int, group: str) -> int:
 
 
 def watching(seed: int, module: int, step: int) -> int:
-    """Return the seed for random numbers that a loss draws when it reads a later unit's weights.
+    """Return the seed for random numbers drawn when a local loss gets a later unit's weights.
 
-    The unit had these weights after `step` optimizer steps. `module` is the module of the loss.
+    `module` is the module that the loss trains. The later unit had these weights after `step`
+    optimizer steps.
     """
     return _seed("watching", seed, module, step, 0)
 

@@ -25,8 +25,8 @@ from ppll_cli.pipeline.schedules.interleaved import Interleaved
 from ppll_cli.pipeline.schedules.one_f_one_b import OneFOneB
 from ppll_cli.pipeline.schedules.ppll import PPLL
 from ppll_cli.pipeline.schedules.zb_h1 import ZeroBubbleH1
-from ppll_cli.pipeline.simulate import simulate
 from tests.pipeline.pipelines import MANY, Cost, batches
+from tests.pipeline.simulated import simulated
 from tests.pipeline.streams import slots_of
 
 times_s = st.floats(0.01, 10.0)
@@ -71,7 +71,7 @@ def test_ppll_takes_the_time_of_its_formula(data: st.DataObject, stages: int, co
     """
     f, u, c = (different(data, stages) for _ in range(3))
     c[-1] = 0.0  # the last stage sends no activations
-    run = simulate(batches(PPLL(), stages, count), ppll_cost(f, u, c), lambda _: MANY)
+    run = simulated(batches(PPLL(), stages, count), ppll_cost(f, u, c), lambda _: MANY)
     s = [sum(parts) for parts in zip(f, u, c, strict=True)]
     makespan_s = max(
         sum(f[:m]) + sum(c[:m]) + (count - 1) * max(s[: m + 1]) + s[m] for m in range(stages)
@@ -86,7 +86,7 @@ def test_ppll_takes_the_time_of_its_formula(data: st.DataObject, stages: int, co
 def test_ppll_waits_for_slots(data: st.DataObject, stages: int, count: int, slots: int) -> None:
     kinds = (ReceiveActivations, Forward, SendActivations, Loss, Backward, Release, Step)
     times = {kind: different(data, stages) for kind in kinds}
-    run = simulate(
+    run = simulated(
         batches(PPLL(), stages, count),
         lambda stage, i: times[type(i)][stage] if isinstance(i, kinds) else 0.0,
         lambda _: slots,
@@ -140,7 +140,7 @@ def test_balanced_stages_have_the_bubble_of_the_formula(
 ) -> None:
     """The bubble of K stages and M micro-batches is (K - 1) / (M + K - 1) of the time."""
     streams = batches(kind(microbatches=microbatches), stages)
-    run = simulate(streams, equal(f, b), slots_of(streams, depth))
+    run = simulated(streams, equal(f, b), slots_of(streams, depth))
     assert run.bubble_fraction == close((stages - 1) / (microbatches + stages - 1))
     assert run.makespan_s == close((microbatches + stages - 1) * (f + b))
 
@@ -153,7 +153,7 @@ def test_balanced_chunks_have_the_bubble_of_the_formula(
     """With enough slots, the bubble is (K - 1) / (v M + K - 1) for every M >= K."""
     microbatches = stages + more
     streams = batches(Interleaved(microbatches=microbatches, chunks=chunks), stages)
-    run = simulate(streams, equal(f, b), lambda _: MANY)
+    run = simulated(streams, equal(f, b), lambda _: MANY)
     assert run.bubble_fraction == close((stages - 1) / (chunks * microbatches + stages - 1))
 
 
@@ -165,7 +165,7 @@ def test_whole_rounds_of_chunks_have_the_bubble_of_the_formula(
     """If M is a multiple of K, one slot more than needed is enough."""
     microbatches = stages * rounds
     streams = batches(Interleaved(microbatches=microbatches, chunks=chunks), stages)
-    run = simulate(streams, equal(f, b), slots_of(streams, 1))
+    run = simulated(streams, equal(f, b), slots_of(streams, 1))
     assert run.bubble_fraction == close((stages - 1) / (chunks * microbatches + stages - 1))
 
 
@@ -180,7 +180,7 @@ def test_zero_bubble_takes_the_time_of_its_formula(
     """
     w = share * min(f, b)
     streams = batches(ZeroBubbleH1(microbatches=microbatches), stages)
-    run = simulate(streams, equal(f, b, w), slots_of(streams, depth))
+    run = simulated(streams, equal(f, b, w), slots_of(streams, depth))
     shorter_s = max(0, stages - microbatches) * w
     makespan_s = microbatches * (f + b + w) + (stages - 1) * (f + b - w) + shorter_s
     assert run.makespan_s == close(makespan_s)
@@ -235,7 +235,7 @@ def test_unequal_costs_follow_the_recurrence(
         arrival = backward_end(k + 1, m) if k + 1 < stages else 0.0
         return max(before, arrival) + table["backward", k, m] + table["send backward", k, m]
 
-    run = simulate(batches(schedule, stages), cost, lambda _: MANY)
+    run = simulated(batches(schedule, stages), cost, lambda _: MANY)
     expected = max(backward_end(k, microbatches - 1) + step[k] for k in range(stages))
     assert run.makespan_s == close(expected)
     total = sum(table.values()) + sum(step)

@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.job.schedule import schedule_of
 from ppll_cli.pipeline import marks, passes
 from ppll_cli.pipeline.instructions import (
     Backward,
@@ -157,8 +158,9 @@ def test_interleaved_has_the_given_number_of_chunks_per_stage() -> None:
 
 
 def test_interleaved_needs_a_chunk_per_stage() -> None:
-    with pytest.raises(ConfigError, match=r"^schedule\.chunks=0: must be at least 1$"):
-        Interleaved(chunks=0)
+    path = f"{Interleaved.__module__}.{Interleaved.__name__}"
+    with pytest.raises(ConfigError, match=r"^schedule\.chunks=0: must be greater than or equal"):
+        schedule_of({"_target_": path, "chunks": 0})
 
 
 sizes = st.integers(1, 6)
@@ -244,8 +246,8 @@ def draw(schedule: Schedule, stages: int, count: int, modules: int = 1) -> str:
     Each letter takes one tick, and nothing else takes time.
     """
     streams = batches(schedule, stages, count, modules=modules)
-    run = simulate(streams, lambda _, i: float(type(i) in LETTERS), lambda _: MANY)
-    return show([[(event.instruction, event.start_s) for event in row] for row in run.events])
+    rows = simulate(streams, lambda _, i: float(type(i) in LETTERS), lambda _: MANY)
+    return show([[(event.instruction, event.start_s) for event in row] for row in rows])
 
 
 @pytest.mark.parametrize(

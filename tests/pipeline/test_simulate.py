@@ -30,8 +30,9 @@ from ppll_cli.pipeline.schedules.one_f_one_b import OneFOneB
 from ppll_cli.pipeline.schedules.pp import NaivePipeline
 from ppll_cli.pipeline.schedules.ppll import PPLL
 from ppll_cli.pipeline.schedules.zb_h1 import ZeroBubbleH1
-from ppll_cli.pipeline.simulate import Journey, Simulation, simulate
+from ppll_cli.pipeline.simulate import Journey, peak_live, simulate
 from tests.pipeline.pipelines import MANY, batches, places, routes_of, trained
+from tests.pipeline.simulated import Simulation, simulated
 from tests.pipeline.streams import slots_of
 
 
@@ -47,7 +48,10 @@ def test_a_stage_waits_for_the_step_of_the_stage_that_it_watches(lag: int, perio
     weights add to the time of stage 1. With a lag of 2, they overlap with stage 1.
     """
     streams = trained(PPLL(), places(routes_of(PPLL(), 2, watches={0: Watch(1, lag)})))
-    costs = ({Forward: 1.0, Loss: 2.0, Backward: 4.0}, {Forward: 4.5, Loss: 6.5, Step: 1.0})
+    costs: list[dict[type, float]] = [
+        {Forward: 1.0, Loss: 2.0, Backward: 4.0},
+        {Forward: 4.5, Loss: 6.5, Step: 1.0},
+    ]
 
     def cost(stage: int, instruction: Instruction) -> float:
         return costs[stage].get(type(instruction), 0.0)
@@ -56,7 +60,7 @@ def test_a_stage_waits_for_the_step_of_the_stage_that_it_watches(lag: int, perio
         return Journey(0.25) if isinstance(instruction, SendWeights) else None
 
     def makespan(count: int) -> float:
-        run = simulate([s * count for s in streams], cost, slots_of(streams, 1), carried)
+        run = simulated([s * count for s in streams], cost, slots_of(streams, 1), carried)
         return run.makespan_s
 
     period += 1.0 * (lag == 1)
@@ -100,15 +104,14 @@ def test_each_schedule_has_its_number_of_live_forwards(stages: int, microbatches
         (ZeroBubbleH1, zero_bubble),
     ):
         streams = batches(kind(microbatches=microbatches), stages, 2)
-        assert simulate(streams, computing, slots_of(streams, 2)).peak_live == live
+        assert [*map(peak_live, streams)] == live
 
 
 @pytest.mark.parametrize("kind", [BackPropagation, LocalLearning, PPLL, NaivePipeline])
 def test_bp_ll_pp_and_ppll_have_one_live_forward_per_stage(kind: type[Schedule]) -> None:
     schedule = kind(microbatches=4)
     stages = 1 if kind.one_stage else 3
-    run = simulate(batches(schedule, stages, 4), computing, lambda _: MANY)
-    assert run.peak_live == [1] * stages
+    assert [*map(peak_live, batches(schedule, stages, 4))] == [1] * stages
 
 
 @pytest.mark.parametrize("kind", [GPipe, OneFOneB, NaivePipeline, PPLL, Interleaved, ZeroBubbleH1])
@@ -122,7 +125,7 @@ def test_more_slots_never_make_a_run_slower(
 
     def run(depth: int) -> Simulation:
         slots = slots_of(streams, depth)
-        found = simulate(streams, lambda stage, i: costs[stage, i], slots)
+        found = simulated(streams, lambda stage, i: costs[stage, i], slots)
         assert all(peak <= slots(channel) for channel, peak in found.peak_held.items())
         return found
 
@@ -130,25 +133,24 @@ def test_more_slots_never_make_a_run_slower(
 
 
 def test_events_do_not_include_waiting() -> None:
-    run = simulate(batches(PPLL(), 2), computing, lambda _: 1)
-    first, second = run.events
+    first, second = simulate(batches(PPLL(), 2), computing, lambda _: 1)
     received = next(e for e in second if isinstance(e.instruction, ReceiveActivations))
     sent = next(e for e in first if isinstance(e.instruction, SendActivations))
     assert received.start_s == received.end_s == sent.end_s == 1.0
-    assert [events[-1].end_s for events in run.events] == [2.0, 3.0]
+    assert [events[-1].end_s for events in (first, second)] == [2.0, 3.0]
 
 
 def test_averages_of_two_chunks_share_one_connection() -> None:
     """An average waits for the computation of its chunk, and for the average before it."""
     (stream,) = batches(LocalLearning(), modules=2, replicas=2)
     journeys = {StartAverage(0): Journey(5.0, 1.0), StartAverage(1): Journey(5.0)}
-    run = simulate(
+    (events,) = simulate(
         [stream],
         computing,
         lambda _: MANY,
         lambda _, i: journeys[i] if isinstance(i, StartAverage) else None,
     )
-    finished = {e.instruction: e.start_s for e in run.events[0]}
+    finished = {e.instruction: e.start_s for e in events}
     assert finished[StartAverage(0)] == 1.0
     assert finished[StartAverage(1)] == 3.0
     assert finished[FinishAverage(0)] == 1.0 + 5.0 + 1.0
@@ -156,4 +158,4 @@ def test_averages_of_two_chunks_share_one_connection() -> None:
 
 
 def test_no_stages_take_no_time() -> None:
-    assert simulate([[], []], computing, lambda _: 1).makespan_s == 0.0
+    assert simulated([[], []], computing, lambda _: 1).makespan_s == 0.0

@@ -29,6 +29,7 @@ from ppll_cli.pipeline.schedules.zb_h1 import ZeroBubbleH1
 from ppll_cli.pipeline.simulate import simulate
 from ppll_cli.pipeline.slots import most, slots_needed
 from tests.pipeline.pipelines import KINDS, Streams, batches, places, routes_of, trained
+from tests.pipeline.simulated import simulated
 
 
 def needed(schedule: Schedule, stages: int, kind: str = "activations") -> list[int]:
@@ -91,7 +92,7 @@ def test_a_channel_for_weights_has_a_slot_per_batch_ahead(stages: int, lag: int)
 def run_to_the_end(streams: Streams) -> None:
     """Run three batches with the slots that were found, and check that no channel needs more."""
     slots = slots_needed(streams)
-    run = simulate([stream * 3 for stream in streams], lambda *_: 1.0, slots.__getitem__)
+    run = simulated([stream * 3 for stream in streams], lambda *_: 1.0, slots.__getitem__)
     assert all(peak <= slots[channel] for channel, peak in run.peak_held.items())
     assert {*run.peak_held} == {*slots}
 

@@ -152,21 +152,37 @@ BAD: dict[str, tuple[Place, list[Any], str]] = {
         [Forward(1, 0)],
         "on stage 0: Forward(chunk=0, micro_batch=0) has to come before it",
     ),
-    "a loss before its forward": (ALONE, [L], "Loss(chunk=0, micro_batch=0) on stage 0: its For"),
+    "a loss before its forward": (
+        ALONE,
+        [L],
+        "on stage 0: Forward(chunk=0, micro_batch=0) has to come before it",
+    ),
     "a loss in the middle of a module": (
         BOTH,
         [F, L],
         "Loss(chunk=0, micro_batch=0) on stage 0: only chunks that end a module have a loss: [1]",
     ),
     "no loss": (ALONE, [F, B, S], "Loss(chunk=0, micro_batch=0) has to come before it"),
-    "a backward before its forward": (SECOND, [Backward(1, 0)], "its Forward has to come before"),
-    "an input half before its forward": (SECOND, [BackwardInput(1, 0)], "its Forward has to come"),
+    "a backward before its forward": (
+        SECOND,
+        [Backward(1, 0)],
+        "Forward(chunk=1, micro_batch=0) has",
+    ),
+    "an input half before its forward": (
+        SECOND,
+        [BackwardInput(1, 0)],
+        "Forward(chunk=1, micro_batch=0) has",
+    ),
     "backwards in the other order": (
         BOTH,
         [F, Forward(1, 0), Loss(1, 0), B],
         "Backward(chunk=0, micro_batch=0) on stage 0: Backward(chunk=1, micro_batch=0) has to",
     ),
-    "a weight half alone": (SECOND, [Forward(1, 0), BackwardWeight(1, 0)], "its BackwardInput has"),
+    "a weight half alone": (
+        SECOND,
+        [Forward(1, 0), BackwardWeight(1, 0)],
+        "on stage 1: BackwardInput(chunk=1, micro_batch=0) has to come before it",
+    ),
     "an input half alone": (
         SECOND,
         [Forward(1, 0), BackwardInput(1, 0), Step(1)],
@@ -279,7 +295,7 @@ def swapped_is_legal(place: Place, stream: list[Forward | Measure]) -> bool:
     ("stream", "said"),
     [
         ([F], "stage 0 never runs Measure(chunk=0, micro_batch=0)"),
-        ([Measure(0, 0), F], "Measure(chunk=0, micro_batch=0) on stage 0: its Forward has to come"),
+        ([Measure(0, 0), F], "on stage 0: Forward(chunk=0, micro_batch=0) has to come before it"),
         ([F, L, Measure(0, 0)], "evaluation() may yield only Forward and Measure"),
     ],
 )

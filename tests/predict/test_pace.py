@@ -20,9 +20,10 @@ from ppll_cli.pipeline.schedules.one_f_one_b import OneFOneB
 from ppll_cli.pipeline.schedules.pp import NaivePipeline
 from ppll_cli.pipeline.schedules.ppll import PPLL
 from ppll_cli.pipeline.schedules.zb_h1 import ZeroBubbleH1
-from ppll_cli.pipeline.simulate import Event, Journey, simulate
+from ppll_cli.pipeline.simulate import Event, Journey
 from ppll_cli.pipeline.slots import slots_needed
 from ppll_cli.predict.pace import Steady, mean_neighbours, steady_state
+from tests.pipeline.simulated import simulated
 
 costs_s = st.floats(0.0, 10.0)
 KINDS: list[type[Schedule]] = [PPLL, GPipe, OneFOneB, NaivePipeline, Interleaved, ZeroBubbleH1]
@@ -75,7 +76,7 @@ def test_the_pace_of_a_few_batches_is_that_of_many(
 
     few, many = 5 * stages, 10 * stages
     makespans_s = [
-        simulate([s * n for s in streams], cost, lambda channel: slots[channel]).makespan_s
+        simulated([s * n for s in streams], cost, lambda channel: slots[channel]).makespan_s
         for n in (few, many)
     ]
     found = steady_state(streams, slots.__getitem__, cost)
@@ -104,7 +105,7 @@ def test_the_pace_is_right_if_messages_take_long(
 
     few, many = 60, 120  # a group has up to 6 batches
     makespans_s = [
-        simulate(
+        simulated(
             [s * n for s in streams], cost, lambda channel: slots[channel], journeys
         ).makespan_s
         for n in (few, many)

@@ -6,7 +6,7 @@ computes something else.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Condition, Thread
@@ -302,10 +302,7 @@ class Together(Replicas):
 
     def __init__(self, meeting: Meeting, replica: int) -> None:
         self._meeting, self._replica, self._next = meeting, replica, 0
-
-    @property
-    def _ranks(self) -> Sequence[int]:
-        return range(self._meeting.replicas)
+        self._ranks = range(meeting.replicas)
 
     def _leave(self, tensors: list[Tensor]) -> int:
         self._next += 1

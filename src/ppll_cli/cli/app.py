@@ -113,7 +113,7 @@ def _main(arguments: list[str]) -> None:
 def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) -> None:
     """Run the launcher of one machine among several.
 
-    The launcher of machine 0 composes the configuration, and sends orders to the others.
+    The launcher of machine 0 composes the configuration, and tells the other launchers what to do.
     """
     from ppll_cli.launch.machines.fleet import Fleet
 
@@ -190,7 +190,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
 def _for_hydra(jobs: Jobs) -> None:
     """Check the folders that the command line names, and set `sys.argv` to Hydra's arguments.
 
-    Note the record of the run or sweep to be resumed.
+    If a run or sweep is to be resumed, read its record and store it in `jobs`.
     """
     from ppll_cli.launch.resume import recorded
     from ppll_cli.launch.sweeps import recorded_sweep

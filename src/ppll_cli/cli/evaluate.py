@@ -64,7 +64,6 @@ def _main(arguments: Sequence[str]) -> None:
 
 
 def _is_override(argument: str) -> bool:
-    """Return whether an argument contains `=`, and is neither an option nor an existing path."""
     return "=" in argument and not argument.startswith("-") and not os.path.exists(argument)
 
 
@@ -119,10 +118,10 @@ class EvaluationRequest:
         config: The run's configuration, with the evaluation's changes.
         checkpoint: `last`, `best`, or a number of optimizer steps.
         split: The split to evaluate; None to predict without an evaluation.
-        compares_data: Whether to refuse data that have changed since the run. It is true if the run
-            held the split out of its training set, and the user does not choose other data.
+        compares_data: Whether to refuse data that have changed since the run. True if the split was
+            held out of the run's training set, and the user does not choose other data.
         data: The chosen option of the group `data`.
-        other_data: The same option if `data` differs from the run's configuration; otherwise None.
+        other_data: Equal to `data` if the keys of `data` differ from the run's; otherwise None.
         batch_size: Samples per evaluation batch; None if not given.
     """
 
@@ -182,7 +181,7 @@ def requested(options: argparse.Namespace, overrides: Sequence[str]) -> Evaluati
 def _configured(
     run: "Recorded", overrides: Sequence[str], config_dir: Path | None
 ) -> tuple[dict[str, Any], str]:
-    """Return the run's configuration with the command line's changes, and the data set's option.
+    """Return the run's configuration with the command line's changes, and the option of `data`.
 
     Other data are preprocessed as the run's own data were, unless the command line sets the keys of
     `PREPROCESSING`.

@@ -158,7 +158,7 @@ class _Options:
         return found
 
     def all_keys(self) -> list[str]:
-        """Return all keys of the chosen options, such as `optim.lr`, and their groups.
+        """Return the keys of the chosen options, such as `optim.lr`, and groups, such as `optim`.
 
         If the chosen options cannot be composed, return the keys of the default options.
         """

@@ -54,8 +54,8 @@ class Jobs:
         process: ID of the process that runs the command; jobs may run in other processes.
         resume_command: The command that resumes the sweep; None until the sweep can be resumed.
         began: Whether Hydra has begun a job.
-        failures: The errors with which jobs ended. An interrupt is always the first of them.
-        ends: The status of each job of a finished sweep that did not complete.
+        failures: The errors with which jobs ended. If a job was interrupted, this error is first.
+        ends: After a sweep, the status of each job that did not complete.
     """
 
     current: ClassVar["Jobs"]
@@ -74,7 +74,7 @@ class Jobs:
     ends: list[str] = field(default_factory=list)
 
     def begin_in(self, folder: Path) -> None:
-        """Note where results go, before Hydra makes the folder."""
+        """Store the folder for results in `folder` and `above`, before Hydra makes it."""
         self.folder = folder.absolute()
         places = (self.folder, *self.folder.parents)
         self.above = next(path for path in places if path.exists())
@@ -187,10 +187,10 @@ def how_to_resume(command: str) -> str:
 
 
 def remove_refused(folder: Path, ours: Set[str], above: Path) -> None:
-    """Remove Hydra's files in the folder of a refused run, then folders that became empty.
+    """Remove Hydra's files in the folder of a refused run; then remove folders that became empty.
 
-    These are the run directory and its parents. `above` is the last of them that existed before the
-    command; it stays. `ours` has the names of Hydra's files and folders.
+    The run directory is removed first, then its parents, up to the folder `above`, which existed
+    before the command and stays. `ours` has the names of Hydra's files and folders.
     """
     for name in ours:
         remove(folder / name)

@@ -99,10 +99,10 @@ def for_each_job(overrides: Sequence[str]) -> list[str]:
 
 
 def ignored_folder(overrides: Sequence[str], *, sweep: bool) -> str | None:
-    """Return a warning if the user gives only the folder for results that Hydra ignores.
+    """Return a warning if the user names a folder for results by a key that has no effect.
 
-    Hydra ignores `hydra.run.dir` for a sweep and `hydra.sweep.dir` for a single run. With `resume`
-    there is no warning, because both keys are checked elsewhere.
+    Hydra ignores `hydra.run.dir` for a sweep and `hydra.sweep.dir` for a single run. There is no
+    warning if the user gives both keys, or `resume`.
     """
     used, ignored = (SWEEP_DIR, RUN_DIR) if sweep else (RUN_DIR, SWEEP_DIR)
     given = {key_of(each): each.partition("=")[2] for each in overrides}

@@ -1,4 +1,4 @@
-"""Predicts many schedules on many numbers of devices from one profile."""
+"""Measures a model once, and predicts its speed for many schedules and numbers of devices."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,8 +25,8 @@ class Row:
 
     Attributes:
         prediction: The prediction; None if an obstacle makes it impossible.
-        speed_up: The predicted speed, divided by the speed of back-propagation by a single worker
-            on one device, with the same number of threads.
+        speed_up: The predicted speed, divided by the speed of back-propagation by one worker on
+            one device. All workers have equally many threads.
     """
 
     schedule: str
@@ -86,7 +86,7 @@ class Planner:
 
     @property
     def bp_samples_per_second(self) -> float:
-        """Samples per second of back-propagation on one device, with one worker's threads."""
+        """Samples per second of back-propagation by one worker on one device."""
         return self._bp(self.base.threads_per_worker)
 
     def rows(self, gpus: int) -> dict[str, Row]:
@@ -101,7 +101,7 @@ class Planner:
         }
 
     def fastest(self, gpus: int) -> Row | None:
-        """Return the row with the highest predicted speed; None if no layout is possible."""
+        """Return the row with the highest predicted speed; None if no prediction is possible."""
         layouts = self.replicas or [n for n in range(1, gpus + 1) if gpus % n == 0]
         rows = [self._row(name, gpus, n) for name in self.schedules for n in layouts]
         known = [row for row in rows if row.prediction is not None]

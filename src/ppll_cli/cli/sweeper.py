@@ -189,7 +189,6 @@ class _Numbers(int):
 
 
 def _resume_command(*overrides: str) -> str:
-    """Return the command that resumes this sweep, with these overrides."""
     options = options_given(Jobs.current.arguments)
     return command("ppll-run", "--multirun", *options, *overrides)
 

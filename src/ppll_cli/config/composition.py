@@ -48,7 +48,8 @@ def _named(name: object) -> str:
 def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the resolved configuration and each group's option.
 
-    If Hydra is initialised already, as during a job, the user's folders of options are known.
+    The user's own folders of options are used only if Hydra is initialised, as during a job, or if
+    an override adds them.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra

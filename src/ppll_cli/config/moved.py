@@ -27,10 +27,7 @@ OPTIONS = {
 """Current name of an option, by group and older name."""
 
 ADDED = {"recover": "off"}
-"""Groups that were added later, and the option that says how older runs behaved.
-
-Records of older runs lack these groups.
-"""
+"""Groups that records of older runs lack, and the option that describes what these runs did."""
 
 _EVERY = 16
 """Default of `recover.every` in older versions; it is null now."""
@@ -47,7 +44,7 @@ def config_now(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def choices_now(choices: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an older run's options, by group, with current names. Values such as None stay."""
+    """Return an older run's options, by group, with current names."""
     return {
         group: OPTIONS.get((group, name), name) if isinstance(name, str) else name
         for group, name in choices.items()

@@ -15,9 +15,9 @@ SPLIT = re.compile(r"(test|val)(_ema)?")
 def chosen(key: str | None, summary: Summary, metric: str) -> str:
     """Return the key of the objective in the summary, and refuse a key that the summary lacks.
 
-    `key` is what the user gave: names of keys and indices of list items, joined by dots. If it is
-    None, the result is the metric of `val`, or of `test` in a run without `val`. A null in the
-    summary stands for a number that is measured later.
+    `key` is the user's setting: names of keys and indices of list items, joined by dots, such as
+    `test.loss`. If it is None, the result is the metric of `val`, or of `test` in a run without
+    `val`. A null in the summary stands for a number that is measured later.
 
     Raises:
         ConfigError: The summary has no such key, or its value is neither a number nor null.
@@ -64,7 +64,7 @@ def value(key: str, summary: Summary) -> float | None:
 
 
 def _inside(node: Any) -> Mapping[str, Any]:
-    """Return the values of a mapping or a list, by key or index; nothing for other values."""
+    """Return the values of a mapping or a list, by key or index; {} for other values."""
     if isinstance(node, list):
         return {str(index): value for index, value in enumerate(node)}
     return node if isinstance(node, Mapping) else {}

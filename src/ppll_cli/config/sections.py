@@ -102,11 +102,11 @@ class FeatureBank(Section):
             if not.
         shared_head: Whether the head that reads the features has the shape of the model's head.
         join: Where the features are fused with the auxiliary network's own. `head`: at the head of
-            the auxiliary network, pooled. `input`: at its input, unpooled.
+            the auxiliary network, after pooling. `input`: at its input, before pooling.
         trains: What is trained by the loss of the head that reads the features. `module`: the
             module and its auxiliary network. `probe`: only this head. Then a second head, which
             does not read the features, trains the module.
-        normalize: Whether pooled vectors are normalised before they are fused.
+        normalize: Whether the pooled vectors are normalised before they are fused.
         measure_zeroed: Whether evaluations also measure each local head with the features of the
             bank set to zero.
     """
@@ -128,10 +128,10 @@ class FeatureBank(Section):
         return self.fusion
 
     def resolved(self, first: bool) -> Self:
-        """Return a copy in which defaults replace None.
+        """Return a copy in which defaults replace None; without a bank, return this object.
 
-        The default of `features` is "first" if the argument `first` is true, else "every". If the
-        bank is not enabled, nothing is replaced.
+        The default of `features` is "first" for super-resolution models with a long skip to the
+        head, for which the argument `first` is true, and "every" for others.
         """
         if not self.enabled:
             return self
@@ -156,7 +156,6 @@ class FeatureBank(Section):
         return self
 
     def _refuse(self, key: str, problem: str) -> None:
-        """Raise an error with text `problem` if option `key` does not have its default value."""
         if (value := getattr(self, key)) != type(self).model_fields[key].default:
             raise ConfigError(f"fba.{key}", value, problem)
 

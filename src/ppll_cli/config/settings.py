@@ -215,7 +215,11 @@ def _config_error(error: ValidationError) -> ConfigError:
 
 
 def field_at(keys: Iterable[object]) -> tuple[list[str], Any]:
-    """Return the leading keys that exist as nested fields, and the type of the last such field."""
+    """Follow nested keys through the fields of `Settings` as far as possible.
+
+    Return the keys that have fields, and the type of the last field. For example, `optim.lr.x`
+    gives `["optim", "lr"]` and the type of `lr`.
+    """
     place: list[str] = []
     kind: Any = Settings
     for key in map(str, keys):

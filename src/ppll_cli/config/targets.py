@@ -110,8 +110,9 @@ def _first_line(error: BaseException) -> str:
 def check_options(group: str, made: Any) -> None:
     """Check the fields of a dataclass object against their annotations.
 
-    `__post_init__` calls this function, because Python code can create an object without `make`. A
-    tuple is accepted for a list, and a NumPy number for a number. Values are not converted.
+    Classes call this function in `__post_init__`, because Python code can create objects without
+    `make`. A tuple is accepted for a list, and a NumPy number for a number. Values are not
+    converted.
     """
     names = [field.name for field in dataclasses.fields(made) if field.init]
     for cls in reversed(type(made).__mro__):

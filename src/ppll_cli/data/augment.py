@@ -48,10 +48,10 @@ def random_crop(images: Tensor, pad: int, mode: str, generator: torch.Generator)
 
 
 def _inside(places: Tensor, mode: str) -> Tensor:
-    """Replace indices of rows (or columns) in the padding by indices inside the image.
+    """Replace row (or column) indices outside of the image by indices inside it, int64 [B, size].
 
-    `places` has the indices of a crop's rows (or columns), int64 [B, size]. `reflect` mirrors them
-    at the border. `zeros` takes the nearest index inside; the caller makes these pixels black.
+    `reflect` mirrors them at the border. `zeros` takes the nearest index inside; the caller
+    then makes the pixels black.
     """
     last = places.shape[1] - 1
     if mode == "reflect":

@@ -180,8 +180,8 @@ Made = tuple[dict[str, Tensor], torch.cuda.Event | None]
 class Ahead:
     """Makes the next training batch in a thread while the worker trains on the current one.
 
-    On CUDA the thread has its own stream. Evaluation batches are made in the caller's thread, on
-    the caller's stream. In the new thread, torch may use `threads` CPU threads. The tensors of
+    On CUDA this thread has its own stream. In this thread, torch uses up to `threads` CPU threads.
+    Evaluation batches are made in the caller's thread, on the caller's stream. The tensors of
     `batches` are on `device`.
     """
 
@@ -194,7 +194,10 @@ class Ahead:
         self._next: tuple[tuple[int, int], Future[Made]] | None = None
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
-        """Return a training batch, and start the next one. Raise the thread's exception, if any."""
+        """Return a training batch, and start to make the next one.
+
+        If making the batch failed in the thread, raise the thread's exception.
+        """
         if self._next is None or self._next[0] != (epoch, batch):
             self._start(epoch, batch)
         assert self._next is not None

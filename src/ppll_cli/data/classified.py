@@ -1,6 +1,6 @@
 """The base class of all data sets for classification: settings and preprocessing.
 
-Legend: N samples, C channels, H height, W width (pixels).
+Legend: C channels, H height, W width (pixels).
 """
 
 from abc import ABC, abstractmethod
@@ -89,7 +89,7 @@ class Classified(Files, ABC):
         return None
 
     def check_pad(self, side: int) -> None:
-        """Refuse a `pad` that is not less than `side`, the images' shorter side in pixels."""
+        """Refuse a `pad` of `side` or more; `side` is the images' shorter side in pixels."""
         if self.pad >= side:
             problem = f"must be less than {side}, the images' side in pixels"
             raise ConfigError("data.pad", self.pad, problem)

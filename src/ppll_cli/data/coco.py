@@ -25,10 +25,10 @@ _MOST_SHOWN = 60  # largest number of characters of a wrong value in a message
 class Coco(DetectionDataset):
     """COCO from the folders annotations, train2017 and val2017 in the data root.
 
-    The annotations are instances_train2017.json and instances_val2017.json. Other data in this
-    format can be put into files and folders of these names, because classes are read from the
-    annotations, in the order of their ids. Training leaves out boxes of crowds; the score treats
-    crowds as COCO's metric does. The files (19 GB) are not downloaded.
+    The annotations are instances_train2017.json and instances_val2017.json. Classes are read from
+    these files and ordered by id, so other data in COCO's format can be used under the same names
+    of files and folders. Training leaves out boxes of crowds; the score treats crowds as COCO's
+    metric does. The files (19 GB) are not downloaded.
     """
 
     crowds = True
@@ -176,7 +176,7 @@ def _entries(content: dict[str, Any], key: str) -> Iterator[_Entry]:
 
 
 def _by_number(content: dict[str, Any], key: str) -> dict[int, _Entry]:
-    """Return the entries of a list by id, in ascending order; refuse an id that occurs twice."""
+    """Return the list `key` as a dictionary, sorted by id; refuse an id that occurs twice."""
     found: dict[int, _Entry] = {}
     for entry in _entries(content, key):
         number = entry.whole("id")

@@ -35,9 +35,9 @@ def provide(
     interrupted download leaves no incomplete data, and two runs can download at the same time.
 
     `files` are paths relative to the folder. Error messages tell the user to fetch them from `url`.
-    `fetch` downloads at least the missing files into a folder. If `everything` is true, all
-    downloaded files are moved; the missing files are moved last, because a later run takes them as
-    the sign that all files are complete.
+    `fetch` may download more than the missing files; if `everything` is true, the additional files
+    are moved too. The missing files are moved last, so a later run that finds them knows that all
+    files are complete.
 
     Raises:
         ConfigError: Files are missing, and downloading them failed or is not allowed.

@@ -90,11 +90,10 @@ def free_place(
     *,
     below: bool = False,
 ) -> Rectangle | None:
-    """Find a free place for a label in the picture, at or near the label's box; else return None.
+    """Return a free place for a label in the picture, at or near the label's box, or None.
 
-    `size` is width and height of the label. `frame` is width and height of the picture. The place
-    must not overlap `taken`, the places of other labels. If `below`, places below the box are tried
-    first.
+    `size` is width and height of the label, and `frame` width and height of the picture. `taken`
+    are the places of other labels. If `below`, places below the box are tried first.
     """
     last = frame[0] - size[0], frame[1] - size[1]
     if min(last) < 0:
@@ -114,11 +113,11 @@ def free_place(
 def _corners(
     size: tuple[int, int], box: Rectangle, last: tuple[int, int], *, below: bool
 ) -> Iterator[NDArray[np.int_]]:
-    """Yield top left corners of places for a label, [n, 2] each, the best first.
+    """Yield two arrays [n, 2] of possible top left corners for a label, each with the best first.
 
-    The first places are at its box: above, below, inside and beside it. The others form a grid over
-    the picture, and are sorted by their distance from the box. `last` is the top left corner of the
-    label when the label is at the bottom right of the picture.
+    The first array has places at the box: above, below, inside and beside it. The second has a grid
+    over the picture, sorted by distance from the box. `last` is the largest possible x and y of the
+    corner: there the label is at the bottom right of the picture.
     """
     (width, height), (left, top, right, bottom) = size, box
     outside, inside = [top - height, bottom], [top, bottom - height]

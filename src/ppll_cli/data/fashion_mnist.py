@@ -32,10 +32,11 @@ _MOST_BYTES = 1 << 30  # largest size of a file's data; the training images need
 
 
 class FashionMnist(ImageDataset):
-    """Fashion-MNIST from four idx files, plain or `.gz`, in the data root or its FashionMNIST/raw.
+    """Fashion-MNIST from four idx files, plain or `.gz`.
 
-    If `root` is None, the files may also be in the folder of Debian's package. Headers and lengths
-    are checked; MD5 sums are not, because compressing a file again changes its sum.
+    The files are in the data root or in its folder FashionMNIST/raw. If `root` is None, they may
+    also be in the folder of Debian's package. Headers and lengths are checked; MD5 sums are not,
+    because compressing a file again changes its sum.
     """
 
     class_count = 10
@@ -104,7 +105,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
 
 def _plain_or_gz(folder: Path, name: str) -> Path | None:
-    """Return the plain file, which is read faster; else the `.gz` file; else None."""
+    # The plain file is read faster.
     paths = (folder / name, folder / f"{name}.gz")
     return next((path for path in paths if path.is_file()), None)
 

@@ -84,11 +84,11 @@ def fixed_random(seed: int) -> np.random.RandomState:
 def hold_out(
     samples: int, fraction: float, needed: bool = False
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the indices of the training samples to keep, and of those to hold out as `val`.
+    """Choose training samples to hold out; return the indices of the kept and held-out samples.
 
     The choice is the same in every run. Kept indices ascend. Held-out indices are in random order,
-    so the first n of them are a random sample. `needed` says that the held-out samples are the only
-    test set; the error message then does not advise the fraction 0.
+    so the first n of them are a random sample. If `needed`, the data set has no other test samples,
+    so the error message does not advise the fraction 0.
 
     Raises:
         ConfigError: No sample would be held out, or none would be kept.

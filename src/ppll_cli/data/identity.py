@@ -1,7 +1,7 @@
 """Identifies the data that a run is trained on, independently of the folder of the files.
 
-An identity has a list of entries for each split. An entry has a name, and a file's size or a
-text such as the digest of an array. Data sets with equal identities count as the same data.
+An identity has a list of entries for each split. An entry is, for example, the name and size of a
+file, or the name and digest of an array. Data sets with equal identities count as the same data.
 """
 
 import hashlib

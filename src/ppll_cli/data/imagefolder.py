@@ -23,8 +23,10 @@ class ImageFolder(LabelledPictures):
 
     The root has a part `train`, and may have parts `test` and `val`. Each part is a folder with a
     folder for each class, or a CSV file of paths and classes, such as `train.csv`. A root without
-    these parts is the training set itself: it has a folder for each class, or one CSV file. The
-    test set is `test`; without it, `val`; without both, `val_fraction` of the training pictures.
+    these parts is the training set itself: it has a folder for each class, or one CSV file.
+
+    The test set is the part `test`. If `test` is missing, the test set is the part `val`. If both
+    are missing, `val_fraction` of the training pictures is held out as the test set.
     """
 
     def __post_init__(self) -> None:
@@ -53,14 +55,13 @@ class ImageFolder(LabelledPictures):
         return {part: (at, self._read(part, at)) for part, at in sources.items()}
 
     def _source(self, part: str) -> Path | None:
-        """Return a part's CSV file, else its folder, else None."""
         file, folder = self.folder / f"{part}.csv", self.folder / part
         if file.is_file():
             return file
         return folder if folder.is_dir() else None
 
     def _whole(self) -> Path:
-        """Return the source of a root without parts: its only CSV file; without one, the root."""
+        """Return the CSV file or the folder of the training pictures, for a root without parts."""
         files = sorted(self.folder.glob("*.csv"))
         if len(files) > 1:
             problem = f"has several CSV files, {files[0].name} and {files[1].name} among them"

@@ -29,9 +29,9 @@ SOLUTION = "LOC_val_solution.csv"
 class ImageNet(LabelledPictures):
     """ImageNet from folders `train` and `val` with a folder per class, or from Kaggle's archive.
 
-    `val` is the test set. Training uses random pieces of the pictures, unless `augment=none`;
-    evaluation uses the square in the middle of each picture. Classes are named by WordNet's ids; a
-    subset of the classes is allowed.
+    `val` is the test set. Training uses random pieces of the pictures. Evaluation uses the square
+    in the middle of each picture, and so does training if `augment=none`. Classes are named by
+    WordNet's ids; a subset of the classes is allowed.
 
     Attributes:
         crop_scale: Smallest and largest area of a random piece, as fractions of the picture's area.
@@ -74,12 +74,14 @@ class ImageNet(LabelledPictures):
 
 
 def _kaggle(name: str, boxes: str) -> tuple[str, str]:
-    """Return a picture's file name and class from a line of `SOLUTION`; `boxes` has the class."""
+    """Return the file name and the class of a picture in `SOLUTION`; `boxes` begins with the class.
+
+    An example of `boxes` is "n01440764 85 1 499 272": a class and four numbers of a box.
+    """
     return f"{name}.JPEG", boxes.split()[0]
 
 
 def _sorted(val: Path) -> Classes:
-    """Return the pictures of val by class; refuse a folder without folders of classes."""
     if val.is_dir() and not class_folders(val):
         remedy = (
             f"sort its pictures into val/CLASS, as valprep.sh does, or put Kaggle's {SOLUTION} "

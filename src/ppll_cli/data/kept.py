@@ -1,4 +1,7 @@
-"""A cache of data that are made from data sets' files. Damaged files in the cache are replaced."""
+"""Caches what is computed from the files of a data set, for example resized images.
+
+Damaged files in the cache are replaced.
+"""
 
 import json
 import logging
@@ -27,9 +30,9 @@ log = logging.getLogger(__name__)
 
 
 def place(folder: Path, *recipe: object) -> Path:
-    """Return the path, in `folder`, of data in the cache.
+    """Return where data are cached: a path in `folder`, whose name is a digest of `recipe`.
 
-    `recipe` has everything that determines the data, as JSON values. Equal values give equal paths.
+    `recipe` has everything that determines the data, as JSON values.
     """
     written = json.dumps([_VERSION, *recipe]).encode()
     return folder / blake2b(written, digest_size=12).hexdigest()
@@ -43,7 +46,7 @@ def stamp(path: Path) -> tuple[str, int, int]:
 
 @contextmanager
 def pixels_file(path: Path, *shape: int) -> Iterator[BufferedWriter]:
-    """Create a .npy file for a uint8 array of this shape, and provide it for writing the pixels."""
+    """Create a .npy file for a uint8 array of this shape; the caller writes the pixels into it."""
     # Do not map the file into memory: on a full disk, writing to a mapped file crashes the process.
     with path.open("wb") as file:
         write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
@@ -122,12 +125,8 @@ def _kept(
     read: Callable[[Path], T],
     failed: Callable[[OSError], T],
 ) -> T:
-    """Read a file or folder; write it first if it is missing or damaged.
-
-    Whatever is in the place of a damaged file or folder is replaced, even a link. If writing fails,
-    return what `failed` returns, or raise what it raises.
-    """
-    damaged = os.path.lexists(path)
+    """Read a file or folder of the cache; write it first if it is missing or damaged."""
+    damaged = os.path.lexists(path)  # also true for a broken link
     if damaged:
         try:
             return read(path)

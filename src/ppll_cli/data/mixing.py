@@ -46,7 +46,7 @@ def mixed(
 
 
 def unmixed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add `targets` to an evaluation batch, whose images are not mixed: its labels have share 1."""
+    """Add the targets of mixed batches to an evaluation batch, in which each label has share 1."""
     return {**batch, **targets(batch[LABEL], batch[LABEL], 1.0)}
 
 
@@ -74,9 +74,11 @@ def cut_mix(images: Tensor, share: float, place: tuple[float, float]) -> float:
     """Replace a box of each image by the same box of the previous image, in place.
 
     The box is sqrt(1 - `share`) times as high and as wide as the image, rounded down to even
-    numbers of pixels, and clipped at the border. `place` is its centre, as fractions of height and
-    width in [0, 1). Images are float32 [B, C, H, W]. The result is the image's share in its
-    mixture: the fraction of its area outside of the clipped box.
+    numbers of pixels, and clipped at the border. `place` is the centre of the box, as fractions of
+    the image's height and width in [0, 1). Images are float32 [B, C, H, W].
+
+    Returns:
+        The share of each image in its mixture: the fraction of its area outside of the clipped box.
     """
     sides = images.shape[2:]
     rows, columns = (_within(s, share, at) for s, at in zip(sides, place, strict=True))

@@ -25,7 +25,7 @@ class Photos(PictureDataset):
     Attributes:
         folders: Folders with .png, .jpg or .jpeg files.
         longest_side: Larger pictures are reduced so that their longer side has this many pixels,
-            because reduced photographs are sharper. None keeps all sizes.
+            because reduced photographs are sharper. With None, no picture is reduced.
     """
 
     folders: list[str]

@@ -52,8 +52,8 @@ def rand_augment(images: Tensor, generator: torch.Generator) -> Tensor:
 def _one_operation(images: Tensor, drawn: Tensor, signs: Tensor) -> Tensor:
     """Apply one operation to each image.
 
-    `drawn` has the number of each image's operation, and `signs` its direction (1 or -1). Both are
-    int64 [B] on the CPU.
+    `drawn` has the number of the operation for each image. `signs` has the direction of the
+    operation, 1 or -1; for example, -1 makes an image darker. Both are int64 [B] on the CPU.
     """
     changed = images.clone()
     numbers = (drawn < len(GEOMETRY)).nonzero()[:, 0]

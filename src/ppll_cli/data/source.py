@@ -25,7 +25,7 @@ PREPROCESSING = (
 )
 """Keys of data sets that define how pictures are prepared and how a model is applied to them.
 
-If a trained model is evaluated on another data set, these keys keep their values of the training.
+If a trained model is evaluated on another data set, these keys keep the values from the training.
 """
 
 
@@ -85,9 +85,9 @@ class Dataset(Protocol):
 
     - `draw_samples(predict, folder)`: called at the end of a run; creates `folder` and writes
       pictures there that show predictions for the test set. `predict` applies the model to images.
-    - `mixed`: the options, with their values, that turn on the mixing of training images in pairs
-      (see `ppll_cli.data.mixing`); empty without mixing. With mixing, batches have the targets of a
-      `ppll_cli.tasks.classification.Classification` with `mixed=True`.
+    - `mixed`: a dictionary of the options that mix training images in pairs, for example
+      `{"data.mixup": 0.2}` (see `ppll_cli.data.mixing`); empty without mixing. With mixing, batches
+      have the targets of a `ppll_cli.tasks.classification.Classification` with `mixed=True`.
     - `identity(splits)`: entries that identify the data (see `ppll_cli.data.identity`). A run is
       not resumed on data with another identity. Without this method the data are not compared.
 

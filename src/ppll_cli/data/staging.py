@@ -26,9 +26,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 class SideStream:
     """A CUDA stream for a thread that makes tensors which another thread uses.
 
-    The work of the two threads overlaps on the device. Before all its own work, the side stream
-    waits for the work that was queued on the current stream when this object was created, such as
-    the copy of a data set. On CPU all methods do nothing.
+    The work of the two threads overlaps on the device. The side stream begins only after all work
+    that was queued on the current stream before this object was created, such as the copy of a data
+    set. On CPU all methods do nothing.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -45,7 +45,10 @@ class SideStream:
             torch.cuda.set_stream(self._stream)
 
     def mark(self) -> torch.cuda.Event | None:
-        """Return an event for the end of all work now queued on the side stream; None on CPU."""
+        """Return an event that completes after all work queued so far on the side stream.
+
+        Return None on CPU.
+        """
         if self._stream is None:
             return None
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -56,7 +59,7 @@ class SideStream:
         """Let the calling thread's current stream use tensors that were made on the side stream.
 
         The side stream does not reuse the tensors' memory while the current stream still reads it.
-        `made` is the result of `mark`, which was called after the tensors were made.
+        `made` is the result of a call of `mark` after the tensors were made.
         """
         if made is None:
             return

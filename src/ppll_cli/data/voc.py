@@ -44,7 +44,7 @@ class Voc(DetectionDataset):
     marked as difficult are ignored.
 
     Attributes:
-        years: A key of `YEARS`, which has the lists of pictures for training and test. YAML reads
+        years: `07`, `12` or `07+12`; `YEARS` has the lists of pictures for each value. YAML reads
             07 as the number 7, so 7 is accepted and means `07`.
     """
 

@@ -66,11 +66,11 @@ class Checkpoint:
 
 
 def saved_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[int, Mapping[str, Any]]]:
-    """Return the tensors of a checkpoint by name, and its `Unreported` measurements.
+    """Return a checkpoint's tensors by name, and the measurements in it (see `Unreported`).
 
-    The tensors are views of the files of all stages, so their values are read only when needed. The
-    manifest lists these files. If a user copied these files without the manifest, this function
-    finds them by their names, `stage-*.safetensors`.
+    The tensors are views of the stages' files, so their values are read only when needed. The
+    manifest lists the files. Without a manifest (a user may copy only the stages' files), all files
+    named `stage-*.safetensors` are used.
     """
     if (folder / MANIFEST_FILE).exists():
         paths = [folder / file.name for file in read_manifest(folder).files]
@@ -93,7 +93,7 @@ def save_stage(
     tensors: Mapping[str, Tensor],
     unreported: Unreported | None = None,
 ) -> SavedFile:
-    """Write a stage's file of an unfinished checkpoint; return the file's entry for the manifest.
+    """Write one stage's file of a checkpoint; return the file's entry for the manifest.
 
     `step` is the number of optimizer steps done.
 
@@ -122,8 +122,8 @@ def unfinished_folder(run_dir: str | Path, step: int) -> Path:
 def finish(run_dir: str | Path, manifest: Manifest, keep: int, best: bool = False) -> Path:
     """Finish a checkpoint after all stages have written their files, and return its folder.
 
-    If `best` is true, the link `best` then points to this checkpoint. All checkpoints are removed
-    except the newest `keep` and the one to which the link `best` points.
+    If `best` is true, this checkpoint becomes the best one: the link `best` points to it. Then old
+    checkpoints are removed. The newest `keep` checkpoints and the best one remain.
     """
     unfinished = unfinished_folder(run_dir, manifest.step)
     folder = unfinished.with_name(f"step-{manifest.step}")
@@ -154,11 +154,13 @@ def best_step(run_dir: str | Path) -> int | None:
 
 
 def newest(run_dir: str | Path) -> Checkpoint | None:
-    """Find the newest undamaged checkpoint, or None; log a warning for each newer, damaged one.
+    """Find the newest undamaged checkpoint; None if there is none.
+
+    If newer checkpoints are damaged, log a warning for each.
 
     Raises:
-        ConfigError: A checkpoint newer than all undamaged ones has a format that this program does
-            not know; or `checkpoints` is not a folder.
+        ConfigError: Only a newer version of this program can read the newest undamaged checkpoint;
+            or `checkpoints` is not a folder.
     """
     place = Path(run_dir, "checkpoints")
     if os.path.lexists(place) and not os.path.isdir(place):
@@ -180,9 +182,10 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
 
 
 def go_back(run_dir: str | Path, to: Checkpoint | None) -> None:
-    """Remove all checkpoints later than `to`, or all if it is None, and the links to them.
+    """Remove all checkpoints after `to`, or all checkpoints if `to` is None.
 
-    The removed checkpoints are damaged (see `newest`). The run will do their steps again.
+    The removed checkpoints are damaged (see `newest`), and the run will repeat their steps. The
+    link `last` then points to `to`; other links to removed checkpoints are removed.
     """
     for step, folder in _step_paths(run_dir):
         if to is None or step > to.step:

@@ -46,9 +46,9 @@ class EvaluationBatch:
 
 @dataclass(frozen=True)
 class Version:
-    """The version of the weights that a message carries.
+    """The version of the weights in a message to the loss of an earlier module.
 
-    The header of such a message has a `Version` where other headers have an `Item`.
+    The header of such a message has a `Version`; headers of other messages have an `Item`.
     """
 
     steps: int  # number of optimizer steps before this version; 0 or less for the initial weights
@@ -115,7 +115,7 @@ class Course:
 
     @property
     def segment(self) -> int:
-        """Usual number of batches between marks: one epoch, or `checkpoint_every` if smaller."""
+        """Usual number of successive training batches without an evaluation or checkpoint."""
         return min(self.steps_per_epoch, self.checkpoint_every or self.steps_per_epoch)
 
     def batch_sizes(self) -> list[int]:
@@ -129,10 +129,10 @@ class Course:
         return epochs * sum(sizes) + sum(sizes[:rest])
 
     def items(self, stop: Callable[[], bool], start: int = 0) -> Iterator[Item]:
-        """Yield all batches and marks in order, after `start` optimizer steps of earlier processes.
+        """Yield all batches and marks in order. The first `start` optimizer steps are already done.
 
-        `stop` is called before each training batch. When it returns True, no batch follows, only a
-        checkpoint (unless the latest step has one) and the end.
+        `stop` is called before each training batch. If it returns True, the run ends early: only a
+        `Checkpoint` (if none follows the latest step yet) and the `End` are yielded.
         """
         sizes = self.batch_sizes()
         step = start
@@ -170,7 +170,7 @@ class Course:
         return (step - 1) // self.steps_per_epoch + 1
 
     def evaluation_counts(self) -> set[int]:
-        """Return every number of batches that evaluations of this run compute together."""
+        """Return all numbers of batches that an `EvaluationBatch` of this run can have."""
         found = {1}
         for split in SPLITS:
             batches = -(-self.samples.get(split, 0) // self.evaluation_size)
@@ -199,7 +199,7 @@ def _sizes(samples: int, size: int, drop_last: bool) -> list[int]:
 def split_batch(samples: int, microbatches: int) -> list[int]:
     """Return the sizes of a batch's micro-batches: nearly equal, none empty, the larger ones first.
 
-    There are `microbatches` of them, or fewer if the batch has fewer samples.
+    A batch has `microbatches` micro-batches, or one for each sample if it has fewer samples.
     """
     parts = min(samples, microbatches)
     size, extra = divmod(samples, parts)

@@ -84,7 +84,7 @@ def check_processors(settings: Settings, devices: Sequence[str], notes: list[str
 
 
 def _check_compiler(on_cpu: bool) -> None:
-    """Check that torch.compile finds a C++ compiler for CPU; Triton and a C compiler for CUDA."""
+    """Check that torch.compile can work: CPU needs a C++ compiler; CUDA a C compiler and Triton."""
     language, variable, usual, other = (
         ("C++", "CXX", "g++", "clang++") if on_cpu else ("C", "CC", "gcc", "clang")
     )

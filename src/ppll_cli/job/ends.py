@@ -48,7 +48,7 @@ class Ends:
     batch: Mapping[str, ValueSpec]  # shape and dtype of each tensor of a batch
 
     def all(self, modules: Sequence[range]) -> tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]:
-        """Return what each module runs after its last unit, and the existing tensors (see `specs`).
+        """Return what each module runs after its last unit; also return the result of `specs`.
 
         Raises:
             ConfigError: The method does not fit the model, or it has an export or a `Watch` that is
@@ -115,7 +115,7 @@ class Ends:
         return as_typed("local", type(self.method))
 
     def _end_of(self, modules: Sequence[range], module: int) -> tuple[Site, dict[str, ValueSpec]]:
-        """Return a module's site, and the tensors that exist after its exports."""
+        """Return a module's description, and the tensors that exist after its exports."""
         here, _, _, specs = next(islice(self._walk(modules), module, None))
         return here, specs
 
@@ -144,10 +144,10 @@ class Ends:
     def _walk(
         self, modules: Sequence[range]
     ) -> Iterator[tuple[Site, Sequence[Unit], list[dict[str, ValueSpec]], dict[str, ValueSpec]]]:
-        """Yield four values for each module.
+        """Yield four values for each module: its description, its exports, and two about tensors.
 
-        They are the module's site, its exports, the tensors that exist before each of its units,
-        and the tensors that exist after its exports. A `ValueSpec` describes each tensor.
+        The third value has the tensors that exist before each unit of the module. The fourth value
+        has the tensors that exist after its exports.
         """
         units, specs = self.site.units, dict(self.batch)
         names = [unit.name for unit in units]
@@ -260,7 +260,7 @@ def _called(
     reads: Sequence[str],
     specs: Mapping[str, ValueSpec],
 ) -> object:
-    """Return the result of a function for one sample.
+    """Call a function with a batch of one sample on the meta device, and return the result.
 
     Raises:
         TypeError: The function changes a tensor of the sample in place.

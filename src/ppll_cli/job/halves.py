@@ -2,9 +2,9 @@
 
 The first half goes through every operation between the outputs and the inputs. At each operation
 that has parameters, such as a convolution or a matrix product, it stores the arriving gradient. The
-second half computes the gradients of the parameters from these stored gradients. It repeats nothing
-of the first half, except for some parameters that are used several times (see `_Graph.repeated`).
-This diagram shows both halves::
+second half computes the gradients of the parameters from these stored gradients. It repeats a part
+of the first half only for a layer that is applied several times (see `_Graph.repeated`). This
+diagram shows both halves::
 
     inputs <── matmul <── gelu <── matmul <── outputs      backward_to_inputs
                   │                   │
@@ -90,8 +90,8 @@ class _Group:
     """Weights whose gradients must be computed in one call, because they share an operation.
 
     `weights` has, for each weight, the autograd node that adds to its `.grad`. `nodes` are the
-    operations that use the weights and lead to the inputs. `given` has one `_Start` for each output
-    that depends on the weights but on no input.
+    operations that use the weights and depend on an input. `given` has each output that depends on
+    the weights but on no input, as a `_Start`.
     """
 
     weights: set[Node]
@@ -104,7 +104,7 @@ class _Group:
         self._kept[node] = gradients
 
     def starts(self) -> list[_Start]:
-        """Return the edges at which the group's call of autograd starts, each with its gradient."""
+        """Return the edges of the graph at which the group's second half starts, with gradients."""
         arrived = [
             (GradientEdge(node, number), gradient)
             for node in self.nodes
@@ -161,11 +161,11 @@ class _Graph:
         return list(dict.fromkeys(of.values()))
 
     def repeated(self, groups: Sequence[_Group]) -> list[_Group]:
-        """Return the groups in which one operation leads to another operation of the group.
+        """Return the groups in which one operation depends on another, as in `layer(layer(x))`.
 
-        This happens if a unit applies a layer several times. A backward from one operation then
-        also reaches the next one, so starting at both would count a part of the gradient twice. The
-        call for such a group has to start at the outputs.
+        A backward that starts at the outer operation also reaches the inner one. Starting at both
+        would count a part of the gradient twice, so the call for such a group has to start at the
+        outputs.
         """
         many = [group for group in groups if len(group.nodes) > 1]
         bits = {node: 1 << number for number, group in enumerate(many) for node in group.nodes}

@@ -54,12 +54,12 @@ class Seat(NamedTuple):
 class Job:
     """Everything that a worker needs to know about the run.
 
-    In `settings`, a key that the user did not set can be None. The other fields, and the property
-    `threads`, have the values that the program chose for such keys. `local` has the options of the
-    local method; in its feature bank's options, defaults replace None.
+    An option that the user did not set can be None in `settings`. The program's choice for it is in
+    another field or in the property `threads`. `local` has the options of the local method,
+    including the defaults of its feature bank.
 
-    `snapshot_every` is the largest number of messages on a channel between two snapshots of a
-    stage, or 0 if workers are not restarted.
+    A stage takes a snapshot after at most `snapshot_every` messages on a channel; 0 means that no
+    worker is restarted.
     """
 
     settings: Settings
@@ -159,7 +159,7 @@ class Job:
 
     @property
     def warmup(self) -> int:
-        """Number of training batches before the steady state; all if there are fewer than five."""
+        """Number of batches before the steady state; all if the process trains fewer than five."""
         steps = max(0, self.course.steps - self.start)
         return min(10, steps // 5) if steps >= 5 else steps
 
@@ -256,11 +256,11 @@ class Job:
         }
 
     def kept(self, channel: Channel) -> int:
-        """Return how many messages a channel keeps, at most, for a restart of one of its stages.
+        """Return how many slots a channel needs for messages that are kept for a restart.
 
         A stage can take a snapshot only after a batch or mark, not in the middle of a batch. So the
         channel keeps `snapshot_every` messages, and in addition the messages of one batch: one for
-        each micro-batch or evaluation batch. It keeps none if neither stage can be restarted.
+        each micro-batch or evaluation batch. If neither stage can be restarted, it keeps none.
         """
         if not self.restartable & {channel.source, channel.target}:
             return 0
@@ -339,5 +339,5 @@ class Job:
         return units
 
     def site(self, units: Sequence[Unit]) -> Site:
-        """Describe module 0 to a local method; `units` are the model's units."""
+        """Describe the model and module 0 to a local method; `Site.at` describes another module."""
         return Site(0, self.layout.modules, units, self.features, self.input_spec, self.task)

@@ -25,7 +25,7 @@ def learning_rate(optim: Optim, step: int, steps_per_epoch: int, epochs: int) ->
 
 
 def note_on_epochs(optim: Optim, epochs: int) -> str | None:
-    """Return a note if all epochs are in the warm-up, or before the first milestone; else None."""
+    """Return a note if there are too few epochs for the warm-up or the milestones; else None."""
     milestones = ", ".join(f"{each:g}" for each in optim.milestones)
     if optim.schedule != "cosine_by_epoch" and optim.warmup_epochs >= epochs:
         key, value, problem = "warmup_epochs", f"{optim.warmup_epochs:g}", "only rises"

@@ -52,7 +52,7 @@ class ChannelEnds:
 
 @dataclass(kw_only=True)
 class Links(ChannelEnds):
-    """A worker's connections."""
+    """A worker's connections to other workers and to the parent process."""
 
     parent: Connection  # connection for reports to the parent, and for its permission to exit
     stop: StopFlag
@@ -89,9 +89,10 @@ def upcoming(
     next message to its lowest chunk, without removing the message from the channel.
 
     `wait` waits until a sender has a free slot or a receiver has a message. Its arguments are the
-    sender or receiver, and the kind of time to record, "blocked" or "starved". `handled` items, of
-    which `trained` are training batches, were handled by an earlier process of this worker. They
-    are not yielded again, and the receivers of a restarted worker begin after their messages.
+    sender or receiver, and the kind of time to record, "blocked" or "starved". After a restart,
+    `handled` is the number of items that the worker's earlier process handled, and `trained` is the
+    number of training batches among them. These items are not yielded again, and the receivers
+    already begin after their messages.
     """
     if seat == Seat(0, 0):
         for decided in _decided(job, links, handled, trained):

@@ -70,21 +70,19 @@ class Numerics:
 
 
 def in_force(device: torch.device) -> Mapping[str, bool]:
-    """Return which of torch's switches are on. CUDA's switches count as off on other devices."""
+    """Return which of torch's switches are on. On CPU, switches for CUDA are reported as off."""
     flags, cuda = _get(), device.type == "cuda"
     on_cuda = {name: cuda and flags[name] for name in _CUDA_SWITCHES}
     return {"deterministic": flags["deterministic"], **on_cuda}
 
 
 def _get() -> dict[str, bool]:
-    """Return the state of all switches, by name."""
     with _without_warning():
         found = {name: getattr(*switch) for name, switch in _SWITCHES.items()}
     return {"deterministic": torch.are_deterministic_algorithms_enabled(), **found}
 
 
 def _set(flags: Mapping[str, bool]) -> None:
-    """Set some switches, always including `deterministic`."""
     if flags["deterministic"] != torch.are_deterministic_algorithms_enabled():
         # Only when needed: the call imports torch's compiler, which takes seconds.
         torch.use_deterministic_algorithms(flags["deterministic"])
@@ -95,10 +93,11 @@ def _set(flags: Mapping[str, bool]) -> None:
 
 @contextmanager
 def _without_warning() -> Iterator[None]:
-    """Ignore torch's warning that `fp32_precision` will replace the `allow_tf32` switches.
+    """Ignore torch's warning that the switch `fp32_precision` will replace `allow_tf32`.
 
-    Every version of torch has `allow_tf32`; setting it sets `fp32_precision` too. If we set only
-    `fp32_precision`, code that reads `allow_tf32` would fail, such as torch.compile of torch 2.10.
+    We set `allow_tf32`, because every version of torch has it, and because torch then also sets
+    `fp32_precision`. After setting only `fp32_precision`, code that reads `allow_tf32` would fail,
+    for example torch.compile of torch 2.10.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*new API settings to control TF32")

@@ -145,7 +145,7 @@ class FusedOptimizer:
         return _Group(indices, [*parameters], columns, counts, first)
 
     def _first_state(self, parameter: nn.Parameter) -> State:
-        """Return the state before the first step: zeros. Skipped steps do not change it."""
+        """Return the state of a parameter before its first step: zeros."""
 
         def zeros() -> Tensor:
             return torch.zeros_like(parameter, requires_grad=False)
@@ -163,10 +163,10 @@ def squared_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 def clip(parameters: Sequence[nn.Parameter], limit: float, squared: Tensor) -> None:
-    """Scale the gradients of parameters in place, to clip a gradient norm to `limit`.
+    """Clip gradients in place: multiply them by `limit` / norm if the norm exceeds `limit`.
 
-    `squared` is the square of this norm before the scaling, a float64 scalar. The norm covers these
-    gradients, and maybe others, for example all gradients of the model.
+    `squared` is the square of the norm, a float64 scalar. The norm may cover more gradients than
+    those of `parameters`, for example all gradients of the model.
     """
     torch.nn.utils.clip_grads_with_norm_(parameters, limit, squared.sqrt().float())
 

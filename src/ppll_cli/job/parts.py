@@ -1,7 +1,7 @@
 """The parts of a run. Each start or resumption of the run begins a new part.
 
-Each checkpoint records all parts until its step. A resumed run reads them from its checkpoint, so
-later steps of an earlier process are not counted twice.
+Each checkpoint records all parts until its step, and a resumed run reads them from there. If an
+earlier process did steps after this checkpoint, they are done again, but counted only once.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -99,9 +99,9 @@ class Parts:
             (self._alike if alike else self._others).append(each)
 
     def _named_as_today(self, counted: Counted) -> bool:
-        """Return whether the counts of an earlier part name only instructions of this job.
+        """Return whether all instructions named in `counted` exist in this job.
 
-        Older versions of the program used other names for instructions.
+        The times of older program versions, which used other names, cannot be added.
         """
         job, names = self._job, set()
         for stage in range(job.stages):

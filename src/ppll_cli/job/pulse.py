@@ -116,7 +116,7 @@ class Pulse(ctypes.Structure):
         )
 
     def show(self, memory: bytes) -> None:
-        """Overwrite this pulse with `memory`, the bytes of another pulse.
+        """Make this pulse a copy of a pulse on another machine, whose bytes are `memory`.
 
         Raises:
             ValueError: There are too few bytes: they come from another version of this class.

@@ -18,7 +18,7 @@ _KINDS: dict[str, Callable[..., Any]] = {
 
 
 def spelled(value: Any) -> Any:
-    """Turn a header or a report, or a part of one, into plain data for `read`.
+    """Convert a header or a report to plain data, which `read` converts back.
 
     Raises:
         TypeError: The value has a part of a type that `read` does not understand.

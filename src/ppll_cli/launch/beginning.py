@@ -172,7 +172,7 @@ def finished(
 
 
 def restarts(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the restarts of workers that a run's summary listed before the run was resumed."""
+    """Return the restarts of workers that the `summary.json` of a resumed run lists."""
     found = object_in(run_dir / SUMMARY_FILE).get("restarts", [])
     listed = isinstance(found, list) and all(isinstance(each, dict) for each in found)
     return [each for each in found if "stage" in each] if listed else []

@@ -107,7 +107,7 @@ def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedErr
 
 
 def _quoted_remedy(text: str, run_dir: Path) -> str | None:
-    """Return what the user can do if a text has an error number of `_QUOTED`; None without one."""
+    """Return a remedy if a text quotes an error of the disk, such as `[Errno 28]`; else None."""
     found = [int(a or b) for a, b in _WORDS.findall(text)]
     return next((_remedy(number, run_dir) for number in found if number in _QUOTED), None)
 

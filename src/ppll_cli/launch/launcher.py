@@ -162,7 +162,7 @@ class _Launcher:
 
     @contextmanager
     def telling(self) -> Iterator[None]:
-        """If the `with` block fails, tell the other machines. Then end transfers of files."""
+        """Tell the other machines if the `with` block fails. In any case end transfers of files."""
         try:
             yield
         except Exception as error:
@@ -273,10 +273,9 @@ def _stop_on_signal(stop: StopFlag) -> Iterator[None]:
 
 
 def _meeting(job: Job, fleet: Fleet | None, held: ExitStack) -> tuple[str, str]:
-    """Return the address of the store that process groups use, and the name of a network interface.
+    """Return what process groups need: the address of a store, and a network interface's name.
 
-    The workers' process groups use this interface. Both texts are empty if no worker needs a group.
-    The store exists until `held` is closed.
+    Both texts are empty if no worker needs a group. The store exists until `held` is closed.
     """
     if fleet is not None:
         return fleet.store, fleet.interface

@@ -41,7 +41,7 @@ class LoadedRun:
     """A trained run, whose model can be used.
 
     Attributes:
-        settings: The run's settings, except that `settings.data` describes `data`.
+        settings: The run's settings. If `data` is another data set, `settings.data` describes it.
         step: Number of optimizer steps that trained the weights; None if unknown.
         model: The model, in evaluation mode. It maps its inputs to a prediction.
         data: The loaded data set; it may be another one than the run's.
@@ -161,8 +161,8 @@ def loaded(
 ) -> LoadedRun:
     """Build the model of a run, and load the weights of its checkpoint `name`.
 
-    If `config` names another data set than the run's, `other_data` is the option of this data set,
-    for error messages; otherwise None. If `ema` is true, load the averages of the weights.
+    `other_data` is for error messages: the option of the group `data` if `config` has another data
+    set than the run, otherwise None. If `ema` is true, load the averages of the weights.
 
     Raises:
         ConfigError: The checkpoint is missing, damaged, or without averages, or does not fit the

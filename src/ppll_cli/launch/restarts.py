@@ -46,10 +46,9 @@ class _History:
 class Restarts:
     """Restarts failed workers, and counts their failures.
 
-    Snapshots are in `folder`, in shared memory. When a failure is detected, `tell` is called with a
-    report of kind "restart" and the time `began_s`. When the new process continues, `tell` is
-    called with a report of kind "restarted" and the times `began_s` and `ended_s`. The clock is
-    `perf_counter`.
+    Snapshots are in `folder`, in shared memory. `tell` is called with a report of kind "restart"
+    when a failure is detected, and with one of kind "restarted" when the new process continues.
+    `began_s` and `ended_s` in these reports are times of `perf_counter`.
     """
 
     def __init__(self, job: Job, folder: Path, tell: Callable[[Report], None]) -> None:
@@ -161,13 +160,13 @@ class RestartLog:
         self._end(report, report["ended_s"], seconds)
 
     def _end(self, report: Report, ended_s: float, seconds: float | None = None) -> None:
-        """Record the end of a restart, if the report's worker is restarting."""
+        """Record the end of the current restart of a report's worker, if there is one."""
         for each in self._reports:
             if _seat(each) == _seat(report) and each["ended_s"] is None:
                 each.update(ended_s=ended_s, seconds=seconds)
 
     def marked(self, looks: Sequence[Look]) -> list[Look]:
-        """Return `looks`, the workers' states, with `restarts` set for workers that restart now."""
+        """Return the workers' states, in which `restarts` says whether a worker restarts now."""
         # The display calls this in its own thread, so read a copy of the list.
         now = {_seat(each) for each in list(self._reports) if each["ended_s"] is None}
         seats = zip(self._job.seats, looks, strict=True)

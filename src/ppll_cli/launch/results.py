@@ -38,9 +38,9 @@ def write_results(
 ) -> tuple[dict[str, Any], list[RunFailedError]]:
     """Write each result, even if another result cannot be written.
 
-    `reports` has the last report of each worker; it is empty if the run ended with an `error`. In
-    other runs, the status becomes "failed" if a model cannot be written. Return the summary (empty
-    if it could not be made), and an error for each file that could not be written.
+    `reports` has the last report of each worker; it is empty if the run ended with an `error`.
+    Without an `error`, the status becomes "failed" if a model cannot be written. Return the summary
+    (empty if it could not be made), and an error for each file that could not be written.
     """
     run_dir = Path(job.run_dir)
     last = run_dir / "checkpoints" / "last"
@@ -95,7 +95,7 @@ def _draw(
     restarts: Sequence[Restart],
     summary: Mapping[str, Any],
 ) -> None:
-    """Draw the timeline, if each worker that was not restarted has a trace."""
+    """Draw the timeline, if every worker has a trace. Restarted workers may lack one."""
     behind_s = _behind_s(job, reports)
     lanes = [
         [span.later(seconds) for span in report["trace"]]

@@ -138,10 +138,10 @@ class Recorded:
         overrides: Sequence[str],
         check: Callable[[str, str, Any], None],
     ) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return the recorded configuration with the given changes, and the option of each group.
+        """Return the configuration and options with the changes, if `check` allows them.
 
-        `changed` explains the other arguments. `check` is called with each changed key, its
-        override and its new value, and raises ConfigError if the change is not allowed.
+        `check` is called with each changed key, its override and its new value. It raises
+        ConfigError if the change is not allowed. The other arguments are those of `changed`.
         """
         config = json.loads(json.dumps(self.config))
         chosen = dict(self.choices)
@@ -180,10 +180,10 @@ class Recorded:
             log.info(said, name if named else path, word(again))
 
     def _check_free(self, key: str, override: str, value: Any) -> None:
-        """Refuse to remove a key, or to change a key that is not free.
+        """Refuse to remove a key, or to change a key that a resumed run must not change.
 
-        The keys of `FREE` are free, except the keys of `BOUND`. `epochs` is free if the learning
-        rate does not depend on it.
+        `FREE`, `COMPARED` and `BOUND` say which keys may change. `epochs` may change if the
+        learning rate does not depend on it.
         """
         reason = ""
         free = any(key == name or key.startswith(name + ".") for name in FREE) and key not in BOUND
@@ -196,7 +196,7 @@ class Recorded:
             raise refused(key, override.partition("=")[2], self.recorded_as(key), reason)
 
     def recorded_as(self, key: str) -> Any:
-        """Return the option of a group, or the value of a key, with which the run started."""
+        """Return the run's original option of a group, or its original value of a key."""
         return self.choices.get(key, at(self.config, key))
 
 
@@ -226,7 +226,10 @@ def refused(
     free: Iterable[str] = FREE,
     who: str = "a resumed run",
 ) -> ConfigError:
-    """Return the error for a change that is not allowed; `who` may change only keys in `free`."""
+    """Return the error for a change that is not allowed.
+
+    Its message says that `who`, for example "a resumed run", may change only the keys in `free`.
+    """
     problem = f"the run was started with {shown(before)}" + (reason and f", {reason}")
     remedy = f"keep that value, or start a new run; {who} may change {', '.join(sorted(free))}"
     return ConfigError(key, given, problem, remedy)
@@ -253,7 +256,7 @@ def named(resume: Override | None, remedy: str) -> Path | None:
 
 
 def recorded_in(run_dir: Path, key: str) -> Recorded:
-    """Read the record of a run from its directory. Errors name `key` instead of `resume`.
+    """Read the record of a run from its directory. `key` is the option to blame in errors.
 
     Raises:
         ConfigError: The folder is not a run directory, or a later version wrote it.

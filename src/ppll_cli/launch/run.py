@@ -56,8 +56,9 @@ class Run:
         fleet: The machines of the run, if there are several; this process is on machine 0.
         options: Command-line options that name folders of configurations, such as `--config-dir`.
         began_s: The time from which `max_minutes` are counted, on the clock of `time.monotonic`.
-        direction: "minimize" or "maximize", if a sweeper searches and its direction is known.
-        objective: Key of a number in the summary, which a sweeper optimizes; set by `execute`.
+        direction: Whether a sweeper is to "minimize" or "maximize" the objective; None if unknown,
+            or without a search.
+        objective: Key of the number in the summary that a sweeper optimizes; set by `execute`.
     """
 
     settings: Settings
@@ -271,8 +272,7 @@ class Run:
     ) -> dict[str, Any]:
         """Write the results, and return the summary.
 
-        If a result cannot be written, log this, and raise an error unless the run ended with an
-        `error` anyway.
+        If a result cannot be written, log this. Then also raise an error, if `error` is None.
         """
         seconds = time.perf_counter() - self._started_s
         summarised = partial(self._summarise, reports=reports, seconds=seconds)

@@ -33,7 +33,7 @@ class Saving:
         self._unfinished: dict[int, _Reported] = {}
 
     def take(self, report: Report, seconds: float) -> None:
-        """Record a worker's report about a checkpoint; after the last one, finish the checkpoint.
+        """Record a worker's report about a checkpoint. Finish the checkpoint after the last report.
 
         Each worker sends a report of kind `counted`, and one worker of each stage a report of kind
         `saved`. `seconds` is how long the run has trained since it was started or resumed.

@@ -168,7 +168,6 @@ def _pipeline(job: Job, workers: Sequence[Worker]) -> dict[str, float | None]:
 
 
 def _recovery(job: Job, restarts: RestartLog) -> dict[str, Any]:
-    """Return the restarts of workers; empty if there were none and workers cannot be restarted."""
     listed = restarts.listed()
     if job.restartable:
         return {"recover": {"every": job.snapshot_every}, "restarts": listed}

@@ -160,7 +160,7 @@ def inside(name: str) -> bool:
 
 
 def is_plain(override: Override) -> bool:
-    """Return whether a setting cannot make Hydra's launcher run code: null, a number or a word."""
+    """Return whether a setting is null, a number or a word, which a launcher cannot execute."""
     value = override.value()
     if override.key_or_group.endswith("_target_") or override.is_sweep_override():
         return False

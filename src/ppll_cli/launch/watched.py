@@ -81,7 +81,7 @@ class Watched(Seen):
             remove_left(self.process.pid)
 
     def _is_gone(self, limit_s: float) -> bool:
-        """Discard the reports in the pipe; return whether the worker's end of it is closed."""
+        """Discard the reports in the pipe. Return whether the worker's end is closed."""
         with suppress(EOFError, OSError):
             while self.reports.poll(limit_s):
                 self.reports.recv_bytes()

@@ -53,7 +53,7 @@ def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transpor
     """Return the transport that makes the channels inside a machine.
 
     The result is a `JournalTransport` if a stage of the machine can be restarted. Otherwise it is
-    `transport`, or queues if `transport` cannot work here. `name` is the option of `transport`.
+    `transport`, or queues if `transport` cannot work here. `name` names `transport` in errors.
 
     Raises:
         ConfigError: Neither `transport` nor queues can work on this machine, or a process needs

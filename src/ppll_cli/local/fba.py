@@ -7,7 +7,7 @@ and the feature bank. How this program builds them is our own reading.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
+from itertools import dropwhile, groupby, islice
 
 import torch
 from torch import Tensor, nn
@@ -62,10 +62,7 @@ class FBA(LocalMethod):
         site = with_detection_head(site, self.detection_head)
         copies = copies_of(site, self._copied(site), "fba")
         bank = bank_for(self.bank, site.task, site.units)
-        if bank.features == "first":
-            read = _long_skips(site) if bank.fusion != "none" else {}
-        else:
-            read = {bank_name(m): site.at(m).spec.shape for m in self._banked(site)}
+        read = self._read(site)
         features, banked = (site.feature, *read), list(read.values())
         kind = bank_of(site.task, bank.join)
         if bank.trains == "module" or not banked:
@@ -77,10 +74,10 @@ class FBA(LocalMethod):
 
     def exports(self, site: Site) -> Sequence[Unit]:
         """Return the unit that makes the module's banked features; none if nothing reads them."""
+        name = _bank_name(site.module)
         later = range(site.module + 1, len(site.modules) - 1)
-        if not any(site.module in self._banked(site.at(module)) for module in later):
+        if not any(name in self._read(site.at(module)) for module in later):
             return ()
-        name = bank_name(site.module)
         form = partial(_form, site.task, self.bank.join, site.spec.shape)
         return (Unit(name, form, (site.feature,), (name,)),)
 
@@ -90,29 +87,28 @@ class FBA(LocalMethod):
         later = later_units(site)
         if len(set(shapes)) == 1:
             return list(later[: self.depth])
-        copied: list[int] = []
-        shape = site.spec.shape
-        for index in later:
-            if shapes[index] != shape:
-                shape = shapes[index]
-                stage = takewhile(lambda i: shapes[i] == shape, range(index, later.stop))  # noqa: B023
-                copied += list(stage)[: self.depth]
-        return copied
+        later_stages = dropwhile(lambda index: shapes[index] == site.spec.shape, later)
+        by_stage = groupby(later_stages, key=lambda index: shapes[index])
+        return [index for _, stage in by_stage for index in islice(stage, self.depth)]
 
-    def _banked(self, site: Site) -> list[int]:
-        """Return the numbers of the earlier modules whose features the auxiliary network reads."""
+    def _read(self, site: Site) -> dict[str, Shape]:
+        """Return the names of the banked features that the auxiliary network reads.
+
+        The values are their shapes, before their conversion by `Bank.form`.
+        """
         bank = bank_for(self.bank, site.task, site.units)
-        if not bank.enabled or bank.fusion == "none" or bank.features == "first":
-            return []
+        if not bank.enabled or bank.fusion == "none":
+            return {}
+        if bank.features == "first":
+            return _long_skips(site)
+        shapes = [site.at(module).spec.shape for module in range(site.module + 1)]
         form = bank_of(site.task, bank.join).form
-        earlier = [m for m in range(site.module) if form(site.at(m).spec.shape) is not None]
-        if bank.features == "every":
-            return earlier
+        found = [module for module in range(site.module) if form(shapes[module]) is not None]
         if bank.features == "stage_ends":
-            shapes = [site.at(module).spec.shape for module in range(site.module + 1)]
-            return [module for module in earlier if shapes[module] != shapes[module + 1]]
-        assert bank.features is not None
-        return earlier[-bank.features :]
+            found = [module for module in found if shapes[module] != shapes[module + 1]]
+        elif isinstance(bank.features, int):
+            found = found[-bank.features :]
+        return {_bank_name(module): shapes[module] for module in found}
 
 
 class BankedCriterion(Criterion):
@@ -133,10 +129,8 @@ class BankedCriterion(Criterion):
 
         Return an empty mapping if `measure_zeroed` was false, or if there is no bank.
         """
-        if not self.further:
-            return {}
         x, *bank = (values[name] for name in self.features)
-        return {ZEROED: self.head(x, *map(torch.zeros_like, bank))}
+        return {name: self.head(x, *map(torch.zeros_like, bank)) for name in self.further}
 
 
 class ProbedCriterion(Criterion):
@@ -233,6 +227,6 @@ def _long_skips(site: Site) -> dict[str, Shape]:
     return {name: shapes[name] for name in site.units[-1].reads[1:] if name in shapes}
 
 
-def bank_name(module: int) -> str:
+def _bank_name(module: int) -> str:
     """Return the name of the tensor with a module's banked features."""
     return f"bank.{module}"

@@ -22,6 +22,18 @@ CONVOLUTIONS = 2
 """Number of convolutions in each branch before the predicting one. The model's head has four."""
 
 
+def fusible(maps: Maps, chosen: list[int], own: int, fusion: str) -> tuple[list[int], int]:
+    """Return which of the chosen maps are fused with the map `own`, and the result's channels.
+
+    `chosen` and `own` are indices in `maps`. The fusion `add` sums only the maps that have as many
+    channels as the map `own`; the fusion `concatenate` concatenates all of them.
+    """
+    if fusion == "add":
+        channels = maps[own][1]
+        return [number for number in chosen if maps[number][1] == channels], channels
+    return chosen, sum(maps[number][1] for number in chosen)
+
+
 class LevelHead(nn.Module):
     """A head that finds boxes only on the pyramid levels for the stride of its map.
 
@@ -52,12 +64,8 @@ class LevelHead(nn.Module):
         self.stride = max(STRIDES[0], maps[0][0])
         first = STRIDES.index(self.stride)
         self.levels = range(first, LEVELS if self.stride == STRIDES[-1] else first + 1)
-        channels = maps[0][1]
-        self.joined = [n for n, (stride, _) in enumerate(maps) if stride <= self.stride]
-        if fusion == "add":
-            self.joined = [n for n in self.joined if maps[n][1] == channels]
-        else:
-            channels = sum(maps[n][1] for n in self.joined)
+        fine = [n for n, (stride, _) in enumerate(maps) if stride <= self.stride]
+        self.joined, channels = fusible(maps, fine, 0, fusion)
         width = style.width
         self.project = nn.Conv2d(channels, width, 1)
         self.coarser = nn.ModuleList(

@@ -11,7 +11,7 @@ from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.bank import Bank, fused
 from ppll_cli.local.copies import CopiedNetwork, Copies
-from ppll_cli.local.level_head import LevelDetection, Maps
+from ppll_cli.local.level_head import LevelDetection, Maps, fusible
 from ppll_cli.local.parts import head_of
 from ppll_cli.tasks.detection import Detection
 from ppll_cli.tasks.pyramid import STRIDES, PyramidHead
@@ -82,12 +82,8 @@ class BankedPyramid(nn.Module):
         for stride in STRIDES:
             chosen = [number for number, (at, _) in enumerate(banked) if at == stride]
             chosen += [last[stride]] if stride in last else []
-            wide = [maps[number][1] for number in chosen]
-            if fusion == "add":
-                chosen = [number for number in chosen if maps[number][1] == wide[-1]]
             if chosen:
-                self.plan[stride] = chosen
-                channels[stride] = wide[-1] if fusion == "add" else sum(wide)
+                self.plan[stride], channels[stride] = fusible(maps, chosen, chosen[-1], fusion)
         self.head = PyramidHead(channels, head.style)
 
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:

@@ -2,32 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 
-_INFOPRO: dict[int, dict[str, tuple[tuple[int, int], ...]]] = {
+_INFOPRO = {
     32: {
-        "K2": ((2, 1),),
-        "K4": ((1, 2), (2, 1), (3, 0)),
-        "K8": ((1, 0), (1, 2), (1, 4), (2, 1), (2, 3), (3, 0), (3, 2)),
-        "K16": ((0, 0), *((group, unit) for group in (1, 2, 3) for unit in range(5)))[:-1],
+        "K2": "2.2",
+        "K4": "1.3 2.2 3.1",
+        "K8": "1.1 1.3 2.0 2.2 2.4 3.1 3.3",
+        "K16": "1.0 1.1 1.2 1.3 1.4 2.0 2.1 2.2 2.3 2.4 3.0 3.1 3.2 3.3 3.4",
     },
     110: {
-        "K2": ((2, 8),),
-        "K4": ((1, 11), (2, 7), (3, 3)),
-        "K8": ((1, 4), (1, 11), (2, 0), (2, 7), (2, 14), (3, 3), (3, 10)),
-        "K16": (
-            *((1, 1), (1, 4), (1, 7), (1, 10), (1, 13), (1, 16)),
-            *((2, 1), (2, 4), (2, 7), (2, 11), (2, 15)),
-            *((3, 1), (3, 5), (3, 9), (3, 13)),
-        ),
-        "K2_balanced": ((1, 14),),
-        "K3_balanced": ((1, 9), (2, 2)),
-        "K3_balanced_stl10": ((1, 8), (2, 1)),
-        "K4_balanced": ((1, 6), (1, 14), (2, 8)),
+        "K2": "2.9",
+        "K4": "1.12 2.8 3.4",
+        "K8": "1.5 1.12 2.1 2.8 2.15 3.4 3.11",
+        "K16": "1.2 1.5 1.8 1.11 1.14 1.17 2.2 2.5 2.8 2.12 2.16 3.2 3.6 3.10 3.14",
+        "K2_balanced": "1.15",
+        "K3_balanced": "1.10 2.3",
+        "K3_balanced_stl10": "1.9 2.2",
+        "K4_balanced": "1.7 1.15 2.9",
     },
 }
-"""For each depth and partition: group and index of the last unit of each module except the last.
+"""For each depth and partition: the first unit of each module except module 0, without `layer`.
 
-The partitions are taken from github.com/blackfeather-wang/InfoPro-Pytorch. (0, 0) is the stem. In a
-balanced partition ("InfoPro*" in the paper), all modules need about the same memory.
+The partitions are taken from github.com/blackfeather-wang/InfoPro-Pytorch. In a balanced partition
+("InfoPro*" in the paper), all modules need about the same memory.
 """
 
 _AUGLOCAL_DEPTHS = range(1, 7)
@@ -50,15 +46,9 @@ def named_partitions(depth: int) -> Mapping[str, Sequence[str]]:
     """
     if depth not in _INFOPRO:
         return {}
-    count = (depth - 2) // 6
-
-    def behind(group: int, index: int) -> str:
-        last = group == 0 or index == count - 1
-        return f"layer{group + 1}.0" if last else f"layer{group}.{index + 1}"
-
-    residual = [f"layer{group}.{index}" for group in (1, 2, 3) for index in range(count)]
-    known = _INFOPRO[depth]
-    infopro = {name: [behind(*end) for end in ends] for name, ends in known.items()}
+    residual = [f"layer{group}.{index}" for group in (1, 2, 3) for index in range((depth - 2) // 6)]
+    known = _INFOPRO[depth].items()
+    infopro = {name: [f"layer{unit}" for unit in units.split()] for name, units in known}
     auglocal = {f"auglocal_d{d}": residual[:-d] for d in _AUGLOCAL_DEPTHS}
     if depth == 32:
         man = {f"man_{name}": infopro[name] for name in ("K8", "K16")}

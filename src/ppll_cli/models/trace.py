@@ -237,11 +237,10 @@ def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedU
         inputs, outputs, cost = _run(unit, specs)
         made = {name: spec_of(tensor) for name, tensor in outputs.items()}
         trained = _run_in_training(unit, specs)
-        changed = sorted({*_changed(inputs), *_changed(trained.inputs)})
+        both = enumerate(zip(inputs, trained.inputs, strict=True))
+        changed = tuple(number for number, (x, y) in both if x._version or y._version)
         shared = _shared(inputs, outputs.values())
-        traced.append(
-            TracedUnit(tuple(made.values()), cost, tuple(changed), shared, trained.counters)
-        )
+        traced.append(TracedUnit(tuple(made.values()), cost, changed, shared, trained.counters))
         specs.update(made)
     return traced
 
@@ -286,11 +285,6 @@ def _run_in_training(unit: Unit, specs: Mapping[str, ValueSpec]) -> _Trained:
         with _drawing_with_torch():
             found = counters(module, run)
     return _Trained(inputs, results[:1], found)
-
-
-def _changed(inputs: Iterable[Tensor]) -> list[int]:
-    """Return the numbers of the inputs that were changed in place."""
-    return [number for number, x in enumerate(inputs) if x._version]
 
 
 def _shared(inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:

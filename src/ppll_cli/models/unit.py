@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -139,19 +140,15 @@ def check_names(names: Sequence[str]) -> None:
     parameters of two units could have the same name in a file.
     """
     attributes = {*dir(nn.Module())}
-    taken: set[str] = set()
-    inside: dict[str, str] = {}  # for each prefix of names, the first name that has it
     for name in names:
-        parts = name.split(".")
-        if wrong := [part for part in parts if not part or part in attributes]:
+        if wrong := [part for part in name.split(".") if not part or part in attributes]:
             why = f"{wrong[0]!r} is an attribute of every nn.Module"
             why = why if wrong[0] else "a part of it is empty"
             raise ConfigError("model", name, f"cannot be a unit name: {why}", "use another name")
-        folders = [".".join(parts[:stop]) for stop in range(1, len(parts))]
-        other = next((each for each in (*folders, name) if each in taken), inside.get(name))
-        if other is not None:
-            problem = f"clashes with the unit name {other!r}"
-            raise ConfigError("model", name, problem, "give each unit a name of its own")
-        taken.add(name)
-        for folder in folders:
-            inside.setdefault(folder, name)
+    # Sorted by its parts, a prefix comes right before the names that begin with it.
+    ordered = sorted(enumerate(names), key=lambda numbered: numbered[1].split("."))
+    for one, other in pairwise(ordered):
+        if f"{other[1]}.".startswith(f"{one[1]}."):
+            (_, first), (_, second) = sorted((one, other))
+            problem = f"clashes with the unit name {first!r}"
+            raise ConfigError("model", second, problem, "give each unit a name of its own")

@@ -91,9 +91,9 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
 
 
 def _baselines(row: Row, groups: Sequence[Group], schedule: str) -> list[Group]:
-    """Return the comparable groups with a schedule: completed before others, fast before slow.
+    """Return the groups with a schedule that are comparable to a run.
 
-    The fastest completed group is the first, and so the baseline.
+    Completed groups come first, and fast groups before slow ones. The first group is the baseline.
     """
     local = schedule == "ll" and row.run.schedule in LOCAL
     comparable = [
@@ -111,7 +111,8 @@ def _baselines(row: Row, groups: Sequence[Group], schedule: str) -> list[Group]:
 def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
     """Return the group with which tests for noise compare `group`; None if there is none.
 
-    The result is its baseline `bp` or, without one, the comparable group with the best metric.
+    This is the baseline of `group` with back-propagation. If there is none, it is the comparable
+    group with the best metric.
     """
     if group.first.bps or not group.first.conditions:
         return next(iter(group.first.bps), None)

@@ -1,6 +1,6 @@
 """Chooses how a comparison's picture shows groups: their labels, colours, hatches and line styles.
 
-Makes the text above its panels, too.
+Also makes the text above the picture's panels.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -104,7 +104,6 @@ def labels(groups: Sequence[Group]) -> list[str]:
 
 
 def _facts(group: Group) -> dict[str, Any]:
-    """Return facts that are in the text above the panels if they are common to all groups."""
     known = group.first.conditions
     return {
         "name": group.given_name,
@@ -115,16 +114,16 @@ def _facts(group: Group) -> dict[str, Any]:
 
 
 def _common(groups: Sequence[Group]) -> dict[str, Any]:
-    """Return the facts that are equal in all groups; None if unknown in all groups."""
+    """Return the facts that are equal in all groups. A fact unknown in all groups is None."""
     first, *rest = map(_facts, groups)
     return {k: value for k, value in first.items() if all(value == other[k] for other in rest)}
 
 
 def _completed(groups: Sequence[Group]) -> str:
-    """Return the usual status, which labels leave out: all runs of a group are completed.
+    """Return the status that labels leave out: "3 completed" if each group has three runs.
 
-    If groups have different numbers of runs, this is the status of a completed single run. Then
-    the label of a larger group shows its number of runs, such as "3 completed".
+    If groups have different numbers of runs, labels leave out only "completed", the status of a
+    group with a single run.
     """
     sizes = {len(group.rows) for group in groups}
     most = max(sizes)

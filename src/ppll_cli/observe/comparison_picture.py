@@ -94,8 +94,8 @@ def _places(wrapped: Sequence[str]) -> tuple[list[float], float]:
 def _panel(axes: "Axes", shown: Sequence[Drawn], places: Sequence[float], key: str) -> None:
     """Draw one of `MEASURES` for each group, with its middle at `places` inches from the top.
 
-    Speed and memory are bars; in a bar of memory, the stages follow one another. The best metric is
-    a point, on an axis that need not begin at 0.
+    Speed and memory are drawn as bars; a bar of memory has a section for each stage. The best
+    metric is drawn as a point, on an axis that need not begin at 0.
     """
     is_memory, is_metric = key == "peak_memory_bytes", key == "best_metric"
     measure, _, _, scale, _ = MEASURES[key]
@@ -177,7 +177,6 @@ def _values(
 
 
 def _mean(group: Group, measure: Measure) -> list[float]:
-    """Return the mean of a measure in a list, which is empty if the mean is unknown."""
     return [] if (found := group.spread(measure)) is None else [found.mean]
 
 

@@ -94,9 +94,9 @@ class Column(NamedTuple):
 def cell(group: Group, key: str, *, unit: str = "", counted: bool = True) -> str:
     """Return a group's mean of one of `MEASURES` and, with several seeds, its deviation, as text.
 
-    The sign `NOISE` is added if noise can explain how the group differs from its baseline, for a
-    speed-up, or from its reference, for other values. If `counted`, the number of seeds follows the
-    deviation.
+    The sign `NOISE` is added if noise can explain why the group differs from its baseline (for a
+    speed-up) or from its reference (for other values). If `counted`, the number of seeds follows
+    the deviation.
     """
     measure, _, form, scale, with_noise = MEASURES[key]
     found = group.spread(measure)
@@ -194,7 +194,6 @@ def _facts(facts: Mapping[str, Callable[[Group], Any]], group: Group) -> dict[st
 
 
 def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return CSV of rows that have equal keys. The keys are its first line."""
     lines = list(rows)
     file = io.StringIO()
     writer = csv.DictWriter(file, lines[0] if lines else (), lineterminator="\n")
@@ -224,7 +223,6 @@ def _said(value: Any) -> str:
 
 
 def _table(columns: Sequence[tuple[Column, int]]) -> Table:
-    """Return a table of columns with these widths."""
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     for column, width in columns:
         table.add_column(column.head, width=width, overflow="fold")

@@ -47,7 +47,7 @@ METHOD = ("local", "fba")
 
 
 def conditions(run: FoundRun) -> Conditions:
-    """Return the values in which another run must be equal to be comparable to this run.
+    """Return the values that another run must share to be comparable to this run.
 
     If a resume changed a value, the result has the latest value.
     """
@@ -85,7 +85,7 @@ def locality(run: FoundRun) -> Conditions:
 
 
 def _known(found: Conditions) -> dict[str, Any]:
-    """Return the known values; None is the value of some options, such as `data.eval_limit`."""
+    """Leave out unknown values, which are None; keep None for keys such as `data.eval_limit`."""
     return {key: value for key, value in found.items() if value is not None or "." in key}
 
 
@@ -118,7 +118,7 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
 
 
 def usual(runs: Sequence[Conditions]) -> Conditions:
-    """Return the conditions of the run with the most comparable runs; the first of several."""
+    """Return the conditions of the run to which most runs are comparable."""
     return max(runs, key=lambda one: sum(not unequal(one, other) for other in runs), default={})
 
 
@@ -190,8 +190,8 @@ def settings(runs: Sequence[FoundRun]) -> dict[FoundRun, dict[str, str]]:
 
     Keys of `NAMED` are left out. If a run's schedule is in `WHOLE`, its keys of local methods are
     left out too. If runs have different options of a group, such as `model`, the option is listed.
-    In this case, a key of the group is listed only if every run has the key, or if runs with the
-    same option differ in it. `data.root` is listed only if the data differ.
+    A key of this group is then listed only if all runs have the key, or if its value differs
+    between runs with the same option. `data.root` is listed only if the data differ.
     """
     known, chosen = [_settings(run) for run in runs], [_choices(run) for run in runs]
     if len({_digest(run) for run in runs} - {None}) > 1:

@@ -44,7 +44,7 @@ LEFT = ("device", "units", "modules")
 """Columns of tables that are aligned to the left."""
 
 NARROWEST = 20
-"""Smallest width of a terminal, in characters, for a live display and tables that fit it."""
+"""Smallest width of a terminal, in characters, for a live display and for tables of its width."""
 
 NO_CURSOR = ("", "dumb", "unknown")
 """Values of TERM for terminals that cannot move the cursor."""

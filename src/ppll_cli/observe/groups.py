@@ -133,11 +133,10 @@ class Group:
     reference: "Group | None" = None
 
     def keep_common_baselines(self) -> None:
-        """Make the `bps` of all runs empty if an averaged run has none.
+        """If an averaged run has no baseline, make `bps` of all runs empty; likewise for `lls`.
 
-        The same applies to `lls`. Otherwise, the mean speed-up would be over fewer runs than the
-        mean speed. An older run did not record all conditions, so it may have a baseline that other
-        runs lack.
+        Otherwise, the mean speed-up would be over fewer runs than the mean speed. Runs may have
+        different baselines, because older runs did not record all conditions.
         """
         bps, lls = all(r.bps for r in self.averaged), all(r.lls for r in self.averaged)
         for row in self.rows:

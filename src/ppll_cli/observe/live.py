@@ -14,7 +14,7 @@ from ppll_cli.observe.facts import RunFacts, StageFacts
 from ppll_cli.observe.progress import Now, StageNow
 
 UNITS_FROM, QUEUE_FROM = 100, 64
-"""Smallest widths of a window, in characters: the first for the column of units, the second for the
+"""Smallest widths of a window, in characters: the first shows the column of units, the second the
 columns of queues and memory."""
 
 BAR, SHORTEST = 40, 8

@@ -126,7 +126,7 @@ def find(folders: Sequence[Path]) -> list[FoundRun]:
 
 
 def _inside(folder: Path) -> dict[Path, FoundRun]:
-    """Return the runs in a folder by their paths. A refused job has the path of its missing run.
+    """Return the runs in a folder, by path. A refused job has the path that its run would have had.
 
     Folders that cannot be read are left out, because they may belong to another user.
     """

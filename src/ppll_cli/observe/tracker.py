@@ -105,11 +105,11 @@ class Tracker(Protocol):
     """Receives the progress of a run; a separate thread calls `start` first, and `end` last.
 
     A tracker is constructed from the keys of its configuration group, before the run starts. Its
-    constructor raises a ConfigError for wrong values, and neither opens nor sends anything. If
-    another method raises, the user gets one warning, and the run continues without the tracker.
+    constructor raises a ConfigError for wrong values, and neither opens nor sends anything. If a
+    later call raises, the user gets one warning, and the run continues without the tracker.
 
-    A tracker may have an attribute `limit_s`: the seconds that it may take for the remaining calls
-    at the end of the run. It may have a method `abandon`, which another thread calls if the tracker
+    A tracker may have an attribute `limit_s`: the seconds within which it must finish all calls
+    after the training. It may have a method `abandon`, which another thread calls if the tracker
     takes longer. `abandon` must immediately end all processes that would outlive the run.
     """
 

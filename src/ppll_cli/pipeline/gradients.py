@@ -8,7 +8,7 @@ from ppll_cli.pipeline.schedule import Place
 
 
 def whole_backwards(place: Place, stream: Iterable[do.Instruction]) -> Stream:
-    """Replace both halves of a split backward by one `Backward` if no input needs a gradient."""
+    """Replace a split backward by one `Backward` if the inputs of its chunk need no gradient."""
     into = place.routes.into
     found: Stream = []
     for instruction in stream:

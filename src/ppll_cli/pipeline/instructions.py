@@ -24,54 +24,63 @@ Kind = Literal["activations", "gradients", "norms", "weights"]
 
 
 @dataclass(frozen=True, slots=True)
-class Forward:
-    """Compute a chunk's outputs."""
-
+class _OfChunk:
     chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class OfMicroBatch(_OfChunk):
+    """Base class of the instructions that compute something for a chunk and a micro-batch."""
+
     micro_batch: int
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class _WithPeer:
+    peer: int
+
+
+@dataclass(frozen=True, slots=True)
+class _WithPeerAndChunk(_WithPeer):
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class _TensorMessage(_WithPeerAndChunk):
+    micro_batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class _WeightMessage(_WithPeerAndChunk):
+    ahead: int
+
+
+class Forward(OfMicroBatch):
+    """Compute a chunk's outputs."""
+
+
+class Loss(OfMicroBatch):
     """Compute the loss of a module, and the gradients of the chunk's outputs.
 
     The last module has the loss of the task; every other module has a local loss. `Loss` includes
     the backward pass of the module's auxiliary network.
     """
 
-    chunk: int
-    micro_batch: int
 
-
-@dataclass(frozen=True, slots=True)
-class Backward:
+class Backward(OfMicroBatch):
     """Compute gradients of a chunk's parameters and inputs from the gradients of its outputs."""
 
-    chunk: int
-    micro_batch: int
 
-
-@dataclass(frozen=True, slots=True)
-class BackwardInput:
+class BackwardInput(OfMicroBatch):
     """Compute the gradients of a chunk's inputs: the first half of a split backward."""
 
-    chunk: int
-    micro_batch: int
 
-
-@dataclass(frozen=True, slots=True)
-class BackwardWeight:
+class BackwardWeight(OfMicroBatch):
     """Compute the gradients of a chunk's parameters: the second half of a split backward."""
 
-    chunk: int
-    micro_batch: int
 
-
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(_OfChunk):
     """Do the optimizer step of a chunk, after the backwards of all micro-batches."""
-
-    chunk: int
 
 
 Compute = Forward | Loss | Backward | BackwardInput | BackwardWeight | Step
@@ -83,40 +92,20 @@ class NextBatch:
     """Load the next batch, and split it into micro-batches."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiveActivations:
+class ReceiveActivations(_TensorMessage):
     """Wait for a chunk's inputs. They stay in their slot until `Release`."""
 
-    peer: int
-    chunk: int
-    micro_batch: int
 
-
-@dataclass(frozen=True, slots=True)
-class SendActivations:
+class SendActivations(_TensorMessage):
     """Send to the stage of the next chunk all tensors that later chunks read."""
 
-    peer: int
-    chunk: int
-    micro_batch: int
 
-
-@dataclass(frozen=True, slots=True)
-class ReceiveGradients:
+class ReceiveGradients(_TensorMessage):
     """Wait for the gradients of a chunk's outputs. They stay in their slot until `Release`."""
 
-    peer: int
-    chunk: int
-    micro_batch: int
 
-
-@dataclass(frozen=True, slots=True)
-class SendGradients:
+class SendGradients(_TensorMessage):
     """Send the gradients of a chunk's inputs to the stage that sent the inputs."""
-
-    peer: int
-    chunk: int
-    micro_batch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,22 +117,16 @@ class Release:
     kind: Kind
 
 
-@dataclass(frozen=True, slots=True)
-class StartAverage:
+class StartAverage(_OfChunk):
     """Start averaging a chunk's gradients over the replicas of the stage.
 
     It comes before the chunk's last backward, so that each gradient can be sent to the other
     replicas as soon as it is complete.
     """
 
-    chunk: int
 
-
-@dataclass(frozen=True, slots=True)
-class FinishAverage:
+class FinishAverage(_OfChunk):
     """Wait until a chunk's gradients are averaged over all replicas."""
-
-    chunk: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,74 +134,43 @@ class AddNorms:
     """Write the squared gradient norms of the stage's units into the vector for all units."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiveNorms:
+class ReceiveNorms(_WithPeer):
     """Receive the vector of squared norms, and free its slot immediately."""
 
-    peer: int
 
-
-@dataclass(frozen=True, slots=True)
-class SendNorms:
+class SendNorms(_WithPeer):
     """Send the vector of squared norms."""
 
-    peer: int
 
-
-@dataclass(frozen=True, slots=True)
-class SendWeights:
+class SendWeights(_WeightMessage):
     """Send a unit's weights to another stage, for a chunk's loss that reads ("watches") them.
 
     `chunk` is the chunk whose loss reads the weights. `ahead` is the number of batches between
     sending and reading. So `ahead` messages are sent before the first batch.
     """
 
-    peer: int
-    chunk: int
-    ahead: int
 
-
-@dataclass(frozen=True, slots=True)
-class ReceiveWeights:
+class ReceiveWeights(_WeightMessage):
     """Receive the weights that a chunk's loss reads, and free their slot immediately."""
 
-    peer: int
-    chunk: int
-    ahead: int
 
-
-@dataclass(frozen=True, slots=True)
-class ReadWeights:
+class ReadWeights(_OfChunk):
     """Let a chunk's loss read the weights of a unit of the same stage."""
 
-    chunk: int
 
-
-@dataclass(frozen=True, slots=True)
-class Measure:
+class Measure(OfMicroBatch):
     """Compute the loss and the metrics of a chunk's module on an evaluation batch.
 
     The last module uses the model's own head; every other module uses its auxiliary network.
     """
 
-    chunk: int
-    micro_batch: int
 
-
-@dataclass(frozen=True, slots=True)
-class ReceiveMark:
+class ReceiveMark(_WithPeerAndChunk):
     """Receive a mark from the channel of a chunk's inputs, and free its slot immediately."""
 
-    peer: int
-    chunk: int
 
-
-@dataclass(frozen=True, slots=True)
-class SendMark:
+class SendMark(_WithPeerAndChunk):
     """Send the current mark through the channel of a chunk's outputs."""
-
-    peer: int
-    chunk: int
 
 
 @dataclass(frozen=True, slots=True)

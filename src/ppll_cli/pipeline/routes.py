@@ -1,4 +1,4 @@
-"""Routes: the named tensors sent from each chunk to the next, and the weights sent back."""
+"""Routes: the tensors that each chunk sends to the next, and the weights that local losses read."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -97,8 +97,8 @@ def find_routes(
     this unit runs. It returns whether this tensor can have a gradient.
 
     For each module, `ends` has the exports (see `Routes`) and then the loss. For each module whose
-    loss reads weights of a later unit, `watches` says which unit (see `Watch`). The keys of both
-    are the indices of the modules' last units.
+    loss reads weights of a later unit, `watches` says which unit (see `Watch`). The keys of `ends`
+    and `watches` are the indices of the modules' last units.
     """
     into, reads, makes = [], [], []
     live: set[str] = set()

@@ -2,27 +2,14 @@
 
 from typing import NamedTuple
 
-from ppll_cli.pipeline.instructions import (
-    Instruction,
-    Kind,
-    ReceiveActivations,
-    ReceiveGradients,
-    ReceiveMark,
-    ReceiveNorms,
-    ReceiveWeights,
-    Release,
-    SendActivations,
-    SendGradients,
-    SendMark,
-    SendNorms,
-    SendWeights,
-)
+from ppll_cli.pipeline import instructions as do
+from ppll_cli.pipeline.instructions import Instruction, Kind
 
 
 class Channel(NamedTuple):
     """Identifies a channel, from stage `source` to stage `target`.
 
-    `chunk` is the number of the chunk that receives; 0 for gradient norms, which a stage receives.
+    `chunk` is the number of the chunk that receives; 0 for gradient norms, which are for no chunk.
     `ahead` is the number of messages that are sent before the first batch.
     """
 
@@ -42,36 +29,36 @@ class Message(NamedTuple):
 
 def sends(stage: int, instruction: Instruction) -> tuple[Channel, Message] | None:
     """Return channel and message of an instruction that sends; None for other instructions."""
+    received: Instruction  # the instruction by which the other stage receives the message
     match instruction:
-        case SendActivations(peer, chunk, micro_batch):
-            channel = Channel(stage, peer, "activations", chunk + 1)
-            return channel, Message("activations", micro_batch)
-        case SendGradients(peer, chunk, micro_batch):
-            channel = Channel(stage, peer, "gradients", chunk - 1)
-            return channel, Message("gradients", micro_batch)
-        case SendNorms(peer):
-            return Channel(stage, peer, "norms"), Message("norms")
-        case SendWeights(peer, chunk, ahead):
-            return Channel(stage, peer, "weights", chunk, ahead), Message("weights")
-        case SendMark(peer, chunk):
-            return Channel(stage, peer, "activations", chunk + 1), Message("mark")
-    return None
+        case do.SendActivations(peer, chunk, micro_batch):
+            received = do.ReceiveActivations(stage, chunk + 1, micro_batch)
+        case do.SendGradients(peer, chunk, micro_batch):
+            received = do.ReceiveGradients(stage, chunk - 1, micro_batch)
+        case do.SendNorms(peer):
+            received = do.ReceiveNorms(stage)
+        case do.SendWeights(peer, chunk, ahead):
+            received = do.ReceiveWeights(stage, chunk, ahead)
+        case do.SendMark(peer, chunk):
+            received = do.ReceiveMark(stage, chunk + 1)
+        case _:
+            return None
+    return receives(peer, received)
 
 
 def receives(stage: int, instruction: Instruction) -> tuple[Channel, Message] | None:
     """Return channel and message of an instruction that receives; None for other instructions."""
     match instruction:
-        case ReceiveActivations(peer, chunk, micro_batch):
-            channel = Channel(peer, stage, "activations", chunk)
-            return channel, Message("activations", micro_batch)
-        case ReceiveGradients(peer, chunk, micro_batch):
-            channel = Channel(peer, stage, "gradients", chunk)
-            return channel, Message("gradients", micro_batch)
-        case ReceiveNorms(peer):
+        case do.ReceiveActivations(peer, chunk, micro_batch):
+            message = Message("activations", micro_batch)
+            return Channel(peer, stage, "activations", chunk), message
+        case do.ReceiveGradients(peer, chunk, micro_batch):
+            return Channel(peer, stage, "gradients", chunk), Message("gradients", micro_batch)
+        case do.ReceiveNorms(peer):
             return Channel(peer, stage, "norms"), Message("norms")
-        case ReceiveWeights(peer, chunk, ahead):
+        case do.ReceiveWeights(peer, chunk, ahead):
             return Channel(peer, stage, "weights", chunk, ahead), Message("weights")
-        case ReceiveMark(peer, chunk):
+        case do.ReceiveMark(peer, chunk):
             return Channel(peer, stage, "activations", chunk), Message("mark")
     return None
 
@@ -79,12 +66,9 @@ def receives(stage: int, instruction: Instruction) -> tuple[Channel, Message] | 
 def gives_back(stage: int, instruction: Instruction) -> Channel | None:
     """Return the channel of an instruction that frees a slot; None for other instructions."""
     match instruction:
-        case Release(peer, chunk, kind):
+        case do.Release(peer, chunk, kind):
             return Channel(peer, stage, kind, chunk)
-        case ReceiveNorms(peer):
-            return Channel(peer, stage, "norms")
-        case ReceiveWeights(peer, chunk, ahead):
-            return Channel(peer, stage, "weights", chunk, ahead)
-        case ReceiveMark(peer, chunk):
-            return Channel(peer, stage, "activations", chunk)
+        case do.ReceiveNorms() | do.ReceiveWeights() | do.ReceiveMark():
+            found = receives(stage, instruction)
+            return found and found[0]
     return None

@@ -13,16 +13,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ppll_cli.errors import DeadlockError
+from ppll_cli.pipeline import instructions as do
 from ppll_cli.pipeline import rules
-from ppll_cli.pipeline.instructions import (
-    Backward,
-    BackwardWeight,
-    FinishAverage,
-    Forward,
-    Instruction,
-    Measure,
-    StartAverage,
-)
+from ppll_cli.pipeline.instructions import Instruction
 from ppll_cli.pipeline.rules import Channel, Message
 
 Cost = Callable[[int, Instruction], float]
@@ -63,38 +56,6 @@ class Event:
     end_s: float
 
 
-@dataclass(frozen=True)
-class Simulation:
-    """The result of a simulation.
-
-    Attributes:
-        events: For each stage, its instructions in order.
-        peak_held: For each channel, the largest number of slots in use at the same time.
-        peak_live: For each stage, the largest number of forwards that waited for their backward at
-            the same time (in evaluation, for their `Measure`).
-    """
-
-    events: list[list[Event]]
-    peak_held: dict[Channel, int]
-    peak_live: list[int]
-
-    @property
-    def makespan_s(self) -> float:
-        """Seconds from the start of the simulation to the end of the last instruction."""
-        return max((events[-1].end_s for events in self.events if events), default=0.0)
-
-    @property
-    def busy_s(self) -> list[float]:
-        """For each stage, the total seconds of its instructions."""
-        return [sum(event.end_s - event.start_s for event in events) for events in self.events]
-
-    @property
-    def bubble_fraction(self) -> float:
-        """The time in which stages waited, divided by the total time of all stages."""
-        total_s = len(self.events) * self.makespan_s
-        return 1.0 - sum(self.busy_s) / total_s if total_s else 0.0
-
-
 class _Carrier:
     """A connection that carries one transfer at a time."""
 
@@ -117,18 +78,9 @@ class _Channel(_Carrier):
 
     def __init__(self, slots: int, ahead: int) -> None:
         super().__init__()
+        self.slots = slots
         self.messages = deque([(Message("weights"), 0.0)] * ahead)
         self.free: deque[float] = deque([0.0] * (slots - ahead))
-        self.used = self.peak = ahead
-
-    def put(self, message: Message, time_s: float) -> None:
-        self.messages.append((message, time_s))
-        self.used += 1
-        self.peak = max(self.peak, self.used)
-
-    def give_back(self, time_s: float) -> None:
-        self.free.append(time_s)
-        self.used -= 1
 
 
 class _Stage:
@@ -140,17 +92,8 @@ class _Stage:
         self.next = 0
         self.time_s = 0.0
         self.events: list[Event] = []
-        self.live = 0
-        self.peak_live = 0
         self.replicas = _Carrier()  # the connection of the stage's replicas
         self.averaged_s: dict[int, float] = {}  # for each chunk, when its average arrives
-
-    def count_live(self, instruction: Instruction) -> None:
-        if isinstance(instruction, Forward):
-            self.live += 1
-            self.peak_live = max(self.peak_live, self.live)
-        elif isinstance(instruction, Backward | BackwardWeight | Measure):
-            self.live -= 1
 
 
 def simulate(
@@ -158,8 +101,8 @@ def simulate(
     cost: Cost,
     slots: Callable[[Channel], int],
     journeys: Journeys = at_once,
-) -> Simulation:
-    """Simulate all instructions of all stages.
+) -> list[list[Event]]:
+    """Simulate all instructions of all stages; return the events of each stage, in order.
 
     `streams` has the instructions of each stage for all batches, one batch after another. `slots`
     returns the number of slots of a channel. By default, transfers take no time.
@@ -181,12 +124,8 @@ def simulate(
         for number in _advance(stage, channel, cost, journeys):
             to_visit.append(stages[number])
     if any(stage.next < len(stage.stream) for stage in stages):
-        raise DeadlockError(_deadlock_report(stages, channel), _full(stages, channel))
-    return Simulation(
-        events=[stage.events for stage in stages],
-        peak_held={key: channel.peak for key, channel in channels.items()},
-        peak_live=[stage.peak_live for stage in stages],
-    )
+        raise _deadlock(stages, channel)
+    return [stage.events for stage in stages]
 
 
 def _advance(
@@ -209,52 +148,62 @@ def _advance(
             if not free:
                 break
             start_s = max(start_s, free.popleft())
-        if isinstance(instruction, FinishAverage):
+        if isinstance(instruction, do.FinishAverage):
             start_s = max(start_s, stage.averaged_s.pop(instruction.chunk))
-            if (journey := journeys(stage.number, instruction)) is not None:
-                start_s = stage.replicas.carry(start_s, journey)
+            start_s = stage.replicas.carry(start_s, journeys(stage.number, instruction))
         end_s = start_s + cost(stage.number, instruction)
         if sent:
             into, journey = channel(sent[0]), journeys(stage.number, instruction)
-            into.put(sent[1], into.carry(end_s, journey))
+            into.messages.append((sent[1], into.carry(end_s, journey)))
             touched.add(sent[0].target)
-        if isinstance(instruction, StartAverage):
+        if isinstance(instruction, do.StartAverage):
             journey = journeys(stage.number, instruction)
             stage.averaged_s[instruction.chunk] = stage.replicas.carry(end_s, journey)
         if returned := rules.gives_back(stage.number, instruction):
-            channel(returned).give_back(end_s)
+            channel(returned).free.append(end_s)
             touched.add(returned.source)
-        stage.count_live(instruction)
         stage.events.append(Event(instruction, start_s, end_s))
         stage.time_s = end_s
         stage.next += 1
     return touched
 
 
-def _full(stages: Sequence[_Stage], channel: Callable[[Channel], _Channel]) -> list[Channel]:
-    """Return the channels whose sender waits for a free slot."""
-    waiting = [stage for stage in stages if stage.next < len(stage.stream)]
-    sent = [rules.sends(stage.number, stage.stream[stage.next]) for stage in waiting]
-    return [each[0] for each in sent if each and not channel(each[0]).free]
+def _wait(stage: _Stage, channel: Callable[[Channel], _Channel]) -> tuple[str, Channel | None]:
+    """Describe what a waiting stage waits for; if this is a free slot, also return its channel."""
+    instruction = stage.stream[stage.next]
+    if received := rules.receives(stage.number, instruction):
+        key, message = received
+        queue = channel(key).messages
+        found = f"{queue[0][0]} is there instead" if queue else "nothing is there"
+        return f"{instruction} waits for {message} from stage {key.source}; {found}", None
+    sent = rules.sends(stage.number, instruction)
+    assert sent is not None
+    slot = f"a free slot of the channel to stage {sent[0].target}"
+    return f"{instruction} waits for {slot}; slots in use: {channel(sent[0]).slots}", sent[0]
 
 
-def _deadlock_report(stages: Sequence[_Stage], channel: Callable[[Channel], _Channel]) -> str:
-    """Describe each stage's pending instruction and what it waits for."""
-    lines = ["the stages wait for each other:"]
+def _deadlock(stages: Sequence[_Stage], channel: Callable[[Channel], _Channel]) -> DeadlockError:
+    """Return an error that describes each stage's pending instruction and what it waits for."""
+    lines, full = ["the stages wait for each other:"], []
     for stage in stages:
-        if stage.next == len(stage.stream):
-            lines.append(f"  stage {stage.number}: done")
-            continue
-        instruction = stage.stream[stage.next]
-        if received := rules.receives(stage.number, instruction):
-            key, message = received
-            queue = channel(key).messages
-            found = f"{queue[0][0]} is there instead" if queue else "nothing is there"
-            waits = f"{message} from stage {key.source}; {found}"
-        else:
-            sent = rules.sends(stage.number, instruction)
-            assert sent is not None
-            used = channel(sent[0]).used
-            waits = f"a free slot of the channel to stage {sent[0].target}; slots in use: {used}"
-        lines.append(f"  stage {stage.number}: {instruction} waits for {waits}")
-    return "\n".join(lines)
+        waits = "done"
+        if stage.next < len(stage.stream):
+            waits, slot_of = _wait(stage, channel)
+            full += [slot_of] if slot_of else []
+        lines.append(f"  stage {stage.number}: {waits}")
+    return DeadlockError("\n".join(lines), full)
+
+
+def peak_live(stream: Iterable[Instruction]) -> int:
+    """Return the largest number of a stage's forwards that wait for their backward at one time.
+
+    In evaluation, a forward waits for its `Measure`.
+    """
+    live = peak = 0
+    for instruction in stream:
+        if isinstance(instruction, do.Forward):
+            live += 1
+            peak = max(peak, live)
+        elif isinstance(instruction, do.Backward | do.BackwardWeight | do.Measure):
+            live -= 1
+    return peak

@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from operator import or_
 
 from ppll_cli.errors import DeadlockError
 from ppll_cli.pipeline import rules
@@ -38,11 +40,7 @@ def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]
 
 def most(found: Iterable[Mapping[Channel, int]]) -> dict[Channel, int]:
     """Return, for each channel, the largest number of slots that one of the mappings gives it."""
-    result: dict[Channel, int] = {}
-    for each in found:
-        for channel, count in each.items():
-            result[channel] = max(count, result.get(channel, 0))
-    return result
+    return reduce(or_, map(Counter, found), Counter[Channel]())
 
 
 def _held(stage: int, stream: Iterable[Instruction]) -> dict[Channel, int]:

@@ -10,9 +10,9 @@ from ppll_cli.pipeline.schedule import Place
 def weights(place: Place, stream: Iterable[do.Instruction]) -> Stream:
     """Add the instructions by which losses of earlier modules get weights of later units.
 
-    A stage sends the weights after the step of their chunk. The chunk whose loss reads them
-    receives them before the forward of its first micro-batch. Evaluation sends no weights: the loss
-    uses the weights of the last training batch.
+    A stage sends a unit's weights after the optimizer step of the unit's chunk. The receiving stage
+    waits for the weights before the first forward of the chunk whose loss reads them. Evaluation
+    sends no weights: the loss uses the weights of the last training batch.
     """
     chunks, watches = place.routes.layout.chunks, place.routes.watches
     holders = {watcher: place.routes.watched(watcher) for watcher in watches}

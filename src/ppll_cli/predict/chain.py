@@ -1,9 +1,8 @@
-"""A chain: copies of some units of a model, one after another, trained for a few steps.
+"""Trains copies of some units of a model for a few steps, to measure the time of each unit.
 
-A profile times the chain's units. Meanwhile, other processes may train equal chains to keep the
-other CPU cores busy. Units are timed inside a training step of the whole chain, in which tensors
-fill the caches, and memory is allocated and freed, as in a run. A unit that ran alone in a loop
-took a fifth less time.
+The copies run one after another and are called a chain. A unit is timed inside a training step of
+the whole chain, because then tensors fill the caches, and memory is allocated and freed, as in a
+run. A unit that ran alone in a loop took a fifth less time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,7 @@ class Part:
     """A unit of a chain, by its index in the model.
 
     `inputs` has shape (without the batch dimension) and dtype of each tensor that the unit reads.
-    `needs_gradient` says for each of them whether its gradient is computed.
+    `needs_gradient` says for each of these tensors whether the backward pass computes its gradient.
     """
 
     index: int
@@ -40,10 +39,10 @@ class Part:
 
 
 class Saved(NamedTuple):
-    """Sizes of what a unit's backward pass needs, besides the unit's inputs.
+    """Bytes that a unit keeps in memory for its backward pass, without the unit's inputs.
 
-    `saved_bytes` stay in memory from the forward pass on. A repeated forward pass adds
-    `recomputed_bytes`.
+    `saved_bytes` are kept from the forward pass on. With `recompute=true`, the backward pass first
+    repeats the forward pass, which adds `recomputed_bytes`.
     """
 
     saved_bytes: int
@@ -55,9 +54,9 @@ class Setup:
     """The model and the conditions of a measurement, as plain data for other processes.
 
     Attributes:
-        settings: The settings of the run, except for the number of samples and of threads.
+        settings: The settings of the run. Their batch size and number of threads are not used.
         local: Configuration of the local method's class.
-        site: Describes the model to the local method, without its units and modules.
+        site: What the local method has to know about the model; `units` and `modules` are empty.
         samples: Number of samples of a batch, or of a micro-batch.
     """
 
@@ -170,7 +169,7 @@ class Chain:
         return sizes
 
     def bytes_per_parameter(self) -> float:
-        """Return the mean bytes of a trained parameter with its gradient and its optimizer state.
+        """Return the bytes per trained parameter, with its gradient and its optimizer state.
 
         Call this after a step, because the optimizer has no state before.
         """

@@ -52,12 +52,12 @@ class Source(Protocol):
 def instruction_times(
     job: Job, stage: int, profile: Source, sizes: Sequence[int], carriers: Carriers
 ) -> Times:
-    """Return the seconds of a stage's instructions; missing instructions take no time.
+    """Return how many seconds each instruction keeps a stage busy.
 
-    Receiving takes no time, because stages read messages in place. Loading a batch takes no time,
-    because a separate thread loads it. Sending takes the time in which the sender copies the
-    message. If a connection inside a machine carries the message, sending takes no time: then the
-    transfer is in `journeys_of`.
+    Instructions that take no time are missing in the result. Receiving takes no time, because
+    stages read messages in place. Loading a batch takes no time, because a separate thread loads
+    it. Sending takes the time in which the sender copies the message, but no time if a connection
+    inside a machine carries the message: then `journeys_of` returns the time of the transfer.
 
     `sizes` has the number of samples of each micro-batch. The first is the largest, and the profile
     was measured with this number. Times of smaller micro-batches are assumed to be proportional to
@@ -83,7 +83,7 @@ def instruction_times(
 
 
 def with_copies(job: Job, stage: int, profile: Source, sizes: Sequence[int], times: Times) -> Times:
-    """Return `times`, the seconds of a stage's instructions, plus the copies of `recover=stage`.
+    """Return a stage's `times` plus the seconds of the copies that restarts of workers require.
 
     If a channel keeps messages for a restart, the receiving stage copies each message. The time of
     a snapshot is divided by the number of batches between two snapshots. This time per batch is
@@ -113,9 +113,10 @@ def with_copies(job: Job, stage: int, profile: Source, sizes: Sequence[int], tim
 def journeys_of(
     job: Job, stage: int, times: Times, sizes: Sequence[int], carriers: Carriers, profile: Source
 ) -> dict[Instruction, Journey]:
-    """Return the transfers that a stage's instructions start: messages and averages.
+    """Return the time of each transfer (a message or an average) that a stage's instructions start.
 
-    A message that no connection carries is missing: it arrives when the sender has copied it.
+    Messages that no connection carries are missing: they arrive as soon as the sender has copied
+    them.
     """
     underway: dict[Instruction, Journey] = {}
     stream = job.training(stage, len(sizes))
@@ -154,10 +155,10 @@ def message_bytes(job: Job, stage: int, instruction: Instruction, sizes: Sequenc
 
 
 def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
-    """Return the fraction of the backward pass after which each bucket of gradients is complete.
+    """Return, for each bucket of gradients, after which fraction of the backward pass it is full.
 
-    The estimate ignores the loss's forward pass. A bucket may end inside a parameter, and may hold
-    parameters of several units (see `transport.averages.Average`).
+    Replicas average a chunk's gradients in buckets (`transport/averages.py`). The estimate assumes
+    that all buckets but the last have the same size, and ignores the forward pass of the loss.
     """
     limit = CUDA_BUCKET_BYTES if job.devices[0].startswith("cuda") else BUCKET_BYTES
     units = [profile.unit(index) for index in chunk.units]

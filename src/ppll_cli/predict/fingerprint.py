@@ -15,8 +15,8 @@ from ppll_cli.job.ends import Ends
 def structure(network: nn.Module) -> str:
     """Return a text with a network's layers, options and tensors.
 
-    It says which tensors are trained, but not their values. Networks with equal texts take the same
-    time and memory.
+    The text says which tensors are trained; it does not contain the tensors' values. Networks with
+    equal texts take the same time and memory.
     """
     lines = []
     for name, layer in network.named_modules():
@@ -39,7 +39,7 @@ def unit_kinds(ends: Ends) -> list[str]:
 
 
 def criterion_kind(ends: Ends, modules: Sequence[range], module: int) -> str:
-    """Return a text for a module's auxiliary network, as `unit_kinds` does for units."""
+    """Return a text for a module's auxiliary network. Equal texts mean equal time and memory."""
     build, specs = ends.criterion(modules, module)
     with torch.device("meta"):
         unmade = build()

@@ -76,7 +76,10 @@ class Carriers:
         return (apart and self._interconnect.between) or self._interconnect.within
 
     def size(self, source: int, target: int, size: int) -> int:
-        """Return the bytes that two stages send for `size` bytes of float32; bf16 halves them."""
+        """Return how many bytes two stages send for `size` bytes of float32 tensors.
+
+        The option `bf16` halves the bytes between machines.
+        """
         return size // 2 if self._interconnect.bf16 and self.crosses(source, target) else size
 
     def message(self, source: int, target: int, size: int, as_is: bool = False) -> Journey | None:

@@ -59,7 +59,7 @@ def _answer_of(child: forkserver.Child, limit_s: float, name: str, device: str) 
 
 
 class Meter:
-    """Starts the measuring process when it is first needed, and ends it."""
+    """Runs functions in the measuring process, which starts with the first request."""
 
     def __init__(self, device: str, numerics: Numerics) -> None:
         self._device, self._numerics = device, numerics
@@ -129,8 +129,8 @@ def _end_with_parent() -> None:
 def neighbours(work: Work, count: int) -> Iterator[None]:
     """Until the `with` block ends, run `count` processes that each train the units of `work`.
 
-    They keep other CPU cores busy. Cores share caches and memory, so a stage takes longer while
-    other stages compute.
+    Cores share caches and memory. So a unit that is measured meanwhile takes longer, as in a run in
+    which other stages compute.
 
     Raises:
         WorkerFailedError: A process failed.

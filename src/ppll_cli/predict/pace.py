@@ -9,14 +9,14 @@ from math import ceil
 
 from ppll_cli.pipeline.instructions import Instruction
 from ppll_cli.pipeline.rules import Channel, sends
-from ppll_cli.pipeline.simulate import Cost, Event, Journeys, at_once, simulate
+from ppll_cli.pipeline.simulate import Cost, Event, Journeys, at_once, peak_live, simulate
 
 FILLED = 2
-"""Number of simulated batches that fill the pipeline, if transfers take no time. Then the same
-number of batches is simulated, and their mean time is the pace. Two batches are enough for any
-times of the instructions: after them, one batch ends every T seconds. If channels have at least two
-slots, T is the time that the slowest stage needs for a batch. If the pipeline is drained after each
-batch, T is the time that a batch needs to pass all stages.
+"""Number of batches after which the simulated pipeline is in its steady state, if transfers take no
+time. Then as many batches again are simulated, and their mean time is the result. From the third
+batch on, one batch ends every T seconds, whatever times the instructions take. If channels have at
+least two slots, T is the time that the slowest stage needs for a batch. If the pipeline is drained
+after each batch, T is the time that a batch needs to pass all stages.
 """
 
 Times = dict[Instruction, float]
@@ -68,12 +68,12 @@ def steady_state(
 
     def end_s(batches: int) -> float:
         last = [batches * len(stream) - 1 for stream in streams]
-        return max(events[n].end_s for events, n in zip(run.events, last, strict=True))
+        return max(events[n].end_s for events, n in zip(run, last, strict=True))
 
     return Steady(
         batch_s=(end_s(2 * filled) - end_s(filled)) / filled,
-        events=[e[-len(s) :] for e, s in zip(run.events, streams, strict=True)],
-        peak_live=run.peak_live,
+        events=[e[-len(s) :] for e, s in zip(run, streams, strict=True)],
+        peak_live=[peak_live(stream) for stream in streams],
     )
 
 
@@ -94,12 +94,13 @@ def _batches_held(streams: Sequence[Sequence[Instruction]], slots: Callable[[Cha
 def mean_neighbours(
     steady: Steady, limit: int, workers: Sequence[Mapping[int, int]]
 ) -> list[Times]:
-    """Return, for each stage, the mean number of other workers that compute during an instruction.
+    """Return how many other workers compute, on average, during each instruction of each stage.
 
     Stages repeat their instructions every `batch_s` seconds, so times are taken modulo `batch_s`.
     On each machine, at most `limit` other workers are counted. If a stage has replicas on several
     machines, the result is the largest mean of these machines, because replicas wait for the
     slowest replica.
+
     `workers` has, for each stage, the number of its workers by machine.
     """
     pieces = [[_wrapped(e, steady.batch_s) for e in events] for events in steady.events]
@@ -123,11 +124,11 @@ def mean_neighbours(
 def _integral_of_others(
     pieces: Sequence[Sequence[_Spans]], workers: Sequence[int], limit: int, period_s: float
 ) -> Callable[[float], float]:
-    """Return a function that integrates, from 0 to a time, how many others work beside a worker.
+    """Return a function of a time t: the integral, from 0 to t, of the number of other workers.
 
-    At most `limit` others are counted. `pieces` has, for each stage, the intervals in which its
-    instructions run, in [0, `period_s`]. `workers` has each stage's number of workers on the
-    machine.
+    At any time, it is the number of workers that compute on a machine, minus 1, at most `limit`.
+    `pieces` has, for each stage, the intervals in which its instructions run, in [0, `period_s`].
+    `workers` has, for each stage, the number of its workers on the machine.
     """
     changes: dict[float, int] = {0.0: 0, period_s: 0}
     for stage, count in zip(pieces, workers, strict=True):

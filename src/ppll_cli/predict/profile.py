@@ -74,7 +74,10 @@ class Profile:
     _new: bool = field(default=False, init=False)
 
     def at(self, samples: int, neighbours: int = 0, threads: int | None = None) -> "Profile":
-        """Return a profile under other conditions; `threads=None` keeps the number of threads."""
+        """Return a profile that measures with other numbers of samples, neighbours and threads.
+
+        `threads=None` keeps the number of threads.
+        """
         key = (samples, neighbours, threads or self.setup.threads)
         if key not in self._family:
             setup = replace(self.setup, samples=samples, threads=key[2])
@@ -137,10 +140,7 @@ class Profile:
 
     @cached_property
     def _route(self) -> tuple[str, bool]:
-        """The device that receives messages, and whether they go through host memory.
-
-        The device is the measured one if there is no other.
-        """
+        """The device that receives messages, and whether they go through host memory."""
         device = self.setup.device
         receiver = receiver_of(device)
         by_host = device != "cpu" and bool(cannot_share() or cannot_reach(device, receiver))
@@ -172,13 +172,12 @@ class Profile:
         return known["input_s"], known["weight_s"]
 
     def _of_units(self, key: str, split: bool = False) -> Record:
-        """Return a record of `_measure_units`; if it is not known, measure all units."""
         if key not in self._known:
             self._measure_units(split)
         return self._known[key]
 
     def _measure_units(self, split: bool) -> None:
-        """Run units of all kinds one after another, and add a record for each kind.
+        """Train a chain with units of all kinds, and add a record of times for each kind.
 
         If `split` is True, only the two halves of backward passes are recorded.
         """
@@ -198,16 +197,16 @@ class Profile:
             self._add(key, found[0] | medians)
 
     def _key(self, index: int, first: bool) -> str:
-        """Return the key of a unit's record. The method `unit` explains `first`.
-
-        If a unit reads only the batch, its inputs never get gradients, so `first` is ignored.
-        """
         units, data = self.ends.site.units, self.ends.batch
+        # A unit that reads only the batch never computes gradients of inputs, `first` or not.
         differs = first and any(name not in data for name in units[index].reads)
         return f"unit {self._kinds[index]}" + (" first" if differs else "")
 
     def _chosen(self) -> list[tuple[int, bool]]:
-        """Return the index of each unit to measure, and whether it is measured as a first unit."""
+        """Return the index of each unit to measure.
+
+        The bool says whether it is measured as the first unit of a module.
+        """
         seen: Counter[str] = Counter()
         chosen = []
         for index, kind in enumerate(self._kinds):
@@ -229,7 +228,6 @@ class Profile:
 
     @cached_property
     def _kinds(self) -> list[str]:
-        """A text for each unit, equal for units with the same time and memory."""
         return unit_kinds(self.ends)
 
     def _measured(self, record: Record) -> Measured:

@@ -27,8 +27,8 @@ def time_units(work: Work) -> tuple[list[Record], Record]:
     Returns:
         A record for each unit, with the values of `Measured`. If backward passes are split, it has
             the seconds of their halves instead: `input_s` and `weight_s`.
-        A record of the optimizer. For one trained parameter, it has the seconds of a step, `step_s`
-            and the `bytes` of the parameter, its gradient and its optimizer state.
+        A record of the optimizer, per trained parameter: `step_s` has the seconds of a step, and
+            `bytes` the size of the parameter with its gradient and its optimizer state.
     """
     chain = Chain(work)
     saved = chain.saved_bytes()

@@ -63,7 +63,7 @@ class Prediction:
         averaged_bytes: Bytes of gradients that a replica sends for a batch, at the stage that sends
             most; 0 without replicas.
         recovery_bytes: Bytes of shared memory for snapshots and kept messages, for each stage;
-            zeros without `recover=stage`.
+            zeros if no worker can be restarted.
     """
 
     samples_per_second: float
@@ -88,7 +88,8 @@ def predict(
     CPU cores share caches and memory, so a stage takes longer while other stages compute. Every
     unit is measured twice: alone, and while other processes compute. The time of an instruction is
     interpolated between these two times, by the number of other workers that compute while it runs.
-    This number depends on the times of all instructions, so an iteration finds numbers and times.
+    This number depends in turn on the times. So numbers and times are computed alternately, at
+    most `ROUNDS` times, until the time of a batch hardly changes.
 
     `neighbours` is the largest number of other workers that compute on a worker's CPU at the same
     time. If it is given, all workers are assumed to be on one machine. If it is None,
@@ -148,7 +149,10 @@ def _workers_by_machine(job: Job, *, together: bool) -> list[Counter[int]]:
 
 
 def bp_batch_s(units: int, profile: Source) -> float:
-    """Return the seconds of back-propagation for a batch of the profile's size on one device."""
+    """Return the seconds in which one device trains on a batch by back-propagation.
+
+    The batch has the profile's number of samples.
+    """
     measured = [profile.unit(index) for index in range(units)]
     loss = profile.auxiliary([range(units)], 0)
     steps = profile.step_s * sum(unit.params for unit in measured)
@@ -172,11 +176,11 @@ def _cost(times: Sequence[Times]) -> Cost:
 
 
 def _activation_bytes(job: Job, stage: int, profile: Source, live: int) -> int:
-    """Return the largest number of bytes that a stage keeps for backward passes at a time.
+    """Return the largest number of bytes that a stage keeps for backward passes at the same time.
 
     Inputs are included. Under local learning, a stage keeps the activations of its largest chunk.
-    In other runs, it keeps those of all forward passes that wait for their backward pass, which are
-    at most `live`.
+    In other runs, it keeps the activations of up to `live` forward passes, which wait for their
+    backward passes.
     """
     numbers = job.layout.of(stage)
     chunks = [_chunk_bytes(job, job.layout.chunks[number], profile) for number in numbers]
@@ -218,9 +222,9 @@ def _parameter_bytes(job: Job, stage: int, profile: Source) -> int:
 
 
 def _watched_bytes(job: Job, stage: int) -> int:
-    """Return the bytes on a stage for weights that losses of earlier modules read.
+    """Return the bytes that a stage needs because losses read weights of later modules.
 
-    They are older versions of this stage's units, and slots for weights from other stages.
+    These are older versions of the stage's own weights, and slots for weights that it receives.
     """
     kept: dict[int, int] = {}  # bytes of older versions, by unit
     for watcher, watch in job.routes.watches.items():
@@ -279,7 +283,8 @@ def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
 def report(job: Job, profile: Source, stages_are_modules: bool) -> list[str]:
     """Return lines for the user: measured times, partition and predicted speed.
 
-    If `stages_are_modules`, the cuts decide what is trained, and the last line says so.
+    If `stages_are_modules`, the results of the training depend on the cuts. Then a last line tells
+    the user how to choose the same cuts again.
     """
     whole, samples = job.course.batch_size, job.microbatch_size
     others, prediction = neighbours_of(job), predict(job, profile)

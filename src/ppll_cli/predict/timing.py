@@ -108,10 +108,7 @@ def held(network: nn.Module) -> list[Tensor]:
 
 
 def trained_and_frozen(network: nn.Module) -> dict[str, int]:
-    """Return the number of trained parameters, `params`, and the `frozen_bytes` of the others.
-
-    Parameters that are not trained have neither gradients nor states of the optimizer.
-    """
+    """Return `params`, the number of trained parameters; and `frozen_bytes`, the size of others."""
     parameters = list(network.parameters())
     return {
         "params": sum(p.numel() for p in parameters if p.requires_grad),
@@ -130,9 +127,9 @@ def time_criterion(
 ) -> dict[str, float]:
     """Measure the cost of an auxiliary network with its loss and the task's metric.
 
-    The criterion is on the device and in training mode. In `values`, the tensors that the module
-    makes require gradients. The result has `forward_s`, `backward_s`, `saved_bytes`, `params` and
-    `frozen_bytes`, as in `Measured`.
+    The criterion (network and loss) must be in training mode, on the device of `values`. In
+    `values`, the outputs of the module must require gradients. The result has `forward_s`,
+    `backward_s`, `saved_bytes`, `params` and `frozen_bytes`, as in `Measured`.
     """
     device = next(iter(values.values())).device
     parameters = list(criterion.parameters())

@@ -15,10 +15,10 @@ from ppll_cli.prepare.trials import check_halves, check_losses, check_recompute
 
 
 def check_instructions(job: Job, subject: Subject) -> None:
-    """Refuse a schedule that does not train the model correctly.
+    """Check that the job's instructions train the model correctly.
 
     Raises:
-        ConfigError: As in `check_plan`; or a unit does not allow split backward passes or
+        ConfigError: `check_plan` finds an error, or a unit does not allow split backward passes or
             recomputation.
     """
     check_plan(job, subject)
@@ -30,7 +30,7 @@ def check_instructions(job: Job, subject: Subject) -> None:
 
 
 def check_plan(job: Job, subject: Subject) -> None:
-    """Check what can be checked without running units.
+    """Check the schedule, the units and the losses of a job, without running its units.
 
     Raises:
         ConfigError: The schedule is wrong; or a unit changes an input of its chunk; or a loss
@@ -43,7 +43,7 @@ def check_plan(job: Job, subject: Subject) -> None:
 
 
 def _check_streams(job: Job) -> None:
-    """Refuse a schedule with wrong instructions, or whose stages would deadlock.
+    """Refuse a schedule whose instructions are wrong, or make the stages deadlock.
 
     All numbers of micro-batches that occur in the run are checked.
     """
@@ -134,10 +134,11 @@ def _check_backwards(job: Job) -> None:
 
 
 def _check_inputs(job: Job, subject: Subject) -> None:
-    """Refuse a unit that changes an input of its chunk, or a view of it, in place.
+    """Refuse a unit that changes an input of its chunk, or a view of this input, in place.
 
-    Torch forbids this if a gradient of the input is sent back. Without a gradient, results could
-    depend on the cuts: two tensors may share memory inside a stage, but never between stages.
+    Torch forbids such a change if the input needs a gradient. If it needs none, results could
+    depend on the cuts: the change reaches all tensors that share memory with the input, but tensors
+    on different stages never share memory.
     """
     key, path = as_typed("model", job.settings.model["_target_"])
     for chunk, specs in zip(job.layout.chunks, job.specs, strict=True):

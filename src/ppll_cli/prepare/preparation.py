@@ -141,7 +141,7 @@ def assemble(
     Notes for the user are appended to `notes`. Only partition=profile uses `profile`.
 
     Raises:
-        ConfigError: The settings do not fit the subject.
+        ConfigError: The settings do not fit the data, the model or one another.
     """
     course = course_of(settings, schedule, subject)
     if settings.partition.name != "profile":
@@ -179,7 +179,6 @@ def _routes(
     found: Sequence[ModuleEnd],
     specs: Sequence[Mapping[str, ValueSpec]],
 ) -> Routes:
-    """Return the routes of all tensors through the chunks of a layout."""
     at_ends = [(m.stop - 1, end) for m, end in zip(layout.modules, found, strict=True)]
     ends = {last: end.follows for last, end in at_ends}
     watches = {last: end.watches for last, end in at_ends if end.watches is not None}

@@ -25,11 +25,11 @@ _TOTAL_STORE_ORDER = ("x86_64", "AMD64")
 
 
 def recovering(job: Job, subject: Subject, notes: list[str], machine: int) -> Job:
-    """Return the job with `snapshot_every` set, if failed workers are to be restarted alone.
+    """Return the job, with `snapshot_every` set if failed workers are to be restarted alone.
 
-    If not, return the job unchanged. The options of the group `recover` must ask for restarts, and
-    the job and shared memory must allow them. Only the shared memory of this machine, number
-    `machine`, is checked. Notes for the user are appended to `notes`.
+    It is set if the options of the group `recover` ask for restarts, the job allows restarts, and
+    this machine, number `machine`, has enough shared memory. Notes for the user are
+    appended to `notes`.
 
     Raises:
         ConfigError: The run has `recover=stage`, but its workers cannot be restarted alone, or
@@ -115,10 +115,10 @@ class _Room(NamedTuple):
         return states + self.least + (every - 1) * self.messages
 
     def wished(self) -> int:
-        """Return how many messages to allow between two snapshots if shared memory suffices.
+        """Return the best number of messages between two snapshots if shared memory suffices.
 
-        The result is the number of messages that take as much memory as the snapshots, but at least
-        `USUAL` and at most `MOST`.
+        With this number, the messages take about as much memory as the snapshots. But it is
+        at least `USUAL` and at most `MOST`.
         """
         return min(MOST, max(USUAL, BUFFERS * self.states // self.messages))
 

@@ -108,7 +108,7 @@ class Subject:
         return named
 
     def at_ends(self, modules: tuple[range, ...]) -> Found:
-        """Return what each module runs after its last unit; also the tensors before each unit.
+        """Return the exports and the loss of each module; also the tensors that each unit may read.
 
         Raises:
             ConfigError: The local method does not fit the model, or one of its exports, watched
@@ -129,7 +129,7 @@ class Subject:
         return units + [auxiliary[module] for module in layout.modules_of(stage)]
 
     def watched(self, index: int) -> WatchedUnit:
-        """Return the name of a unit that a loss watches, and its parameters' shapes and dtypes."""
+        """Describe a unit whose weights a loss of an earlier module reads ("watches")."""
         unit = self.units[index]
         with torch.device("meta"):
             parameters = dict(unit.build().named_parameters())
@@ -140,7 +140,7 @@ class Subject:
 def make_units(
     config: Mapping[str, Any], input_spec: InputSpec, task: Task, seed: int
 ) -> tuple[Model, tuple[Unit, ...]]:
-    """Make a model and its units. Their random numbers depend only on the seed.
+    """Make a model and its units. Random numbers in the model's code depend only on the seed.
 
     Raises:
         ConfigError: The class is no model, or the model does not fit the data or the task.
@@ -217,7 +217,7 @@ def _traced(
 ) -> list[TracedUnit]:
     """Trace a sample through the units; trace equal units (see `recipe_of`) only one time.
 
-    The process keeps traces of the program's own models for its next configuration, as in a sweep.
+    Traces of the program's own models are kept, because the next run of a sweep may need them.
     """
     known: dict[object, TracedUnit] = {}
     specs = dict(batch)
@@ -251,7 +251,10 @@ def _is_own(unit: Unit) -> bool:
 
 
 def recipe_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> object:
-    """Return a value by which to compare units: equal if construction and inputs are equal."""
+    """Return a value that is equal for equal units.
+
+    Units are equal if they are built alike, and read tensors of equal shapes and dtypes.
+    """
     if not isinstance(unit.build, partial):
         return id(unit)
     options = repr((unit.build.args, unit.build.keywords))

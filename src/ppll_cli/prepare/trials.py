@@ -1,13 +1,14 @@
 """Tests units and losses on the CPU, on random values, before a run.
 
-Models are traced on torch's meta device, which does not check all dtypes: there a Linear layer
-accepts integers. So a unit or loss runs once if it reads a tensor from a unit whose dtype is not
-float32.
+There are three tests, for errors that tracing does not find:
 
-Both halves of a split backward pass run the operations that use parameters. Gradients may be wrong
-if such an operation frees its saved tensors or counts its calls, or if a hook changes gradients.
-With `recompute=true`, the forward pass runs twice, with equal buffers and random numbers. Gradients
-may be wrong if a unit keeps other state, such as a Python counter.
+- Dtypes. Models are traced on torch's meta device, on which, for example, a Linear layer accepts
+  integers. So a unit or loss is run once if it reads a unit's output that is not float32.
+- Split backward passes. Both halves run the backward of the operations that use parameters.
+  Gradients may be wrong if such an operation frees its saved tensors or counts its calls, or if a
+  hook changes gradients.
+- `recompute=true`. The forward pass runs twice, with equal buffers and random numbers. Gradients
+  may be wrong if a unit has other state, such as a Python counter.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -80,7 +81,7 @@ def check_losses(job: Job, subject: Subject) -> None:
 
 
 def why_unreadable(ends: Ends, modules: Sequence[range], number: int, numerics: Numerics) -> str:
-    """Return why a module's auxiliary network cannot read a unit's output; empty if it can."""
+    """Return why an auxiliary network cannot read a dtype that units write; empty if it can."""
     stop, units = modules[number].stop, ends.site.units
     outputs = (spec for traced in ends.traced[:stop] for spec in traced.outputs)
     if stop == len(units) or all(spec.dtype == torch.float32 for spec in outputs):
@@ -93,7 +94,7 @@ def why_unreadable(ends: Ends, modules: Sequence[range], number: int, numerics: 
 
 
 def _odd(reads: Sequence[str], specs: _Specs, units: Sequence[Unit]) -> dict[str, str]:
-    """Map the name of each tensor in `reads` that is not float32 to the unit that made it.
+    """Return, for each tensor in `reads` that is not float32, the name of the unit that made it.
 
     Tensors that none of `units` made are left out.
     """
@@ -141,10 +142,10 @@ def _error(
 def check_halves(
     schedule: tuple[str, object], units: Sequence[Unit], before: Sequence[_Specs]
 ) -> None:
-    """Check that a backward pass in two halves gives the gradients of an undivided one.
+    """Check that a backward pass in two halves computes the same gradients as an undivided one.
 
-    Each kind of unit is tested. `schedule` is the key and the value by which the user chose the
-    schedule. `before` has the tensors that exist before each unit.
+    Of equal units, only one is tested. `schedule` is the key and the value by which the user chose
+    the schedule. `before` has, for each unit, the tensors that exist before the unit runs.
 
     Raises:
         ConfigError: The gradients of a unit differ, or its backward pass fails.
@@ -157,7 +158,8 @@ def check_halves(
 def check_recompute(units: Sequence[Unit], before: Sequence[_Specs]) -> None:
     """Check that a unit's gradients stay equal if its forward pass runs twice.
 
-    Each kind of unit is tested as in `check_halves`, which also explains `before`.
+    Of equal units, only one is tested. `before` has, for each unit, the tensors that exist before
+    the unit runs.
 
     Raises:
         ConfigError: The gradients of a unit differ, or its backward pass fails.
@@ -168,7 +170,7 @@ def check_recompute(units: Sequence[Unit], before: Sequence[_Specs]) -> None:
 
 
 def _first_unfit(way: _Way, units: Sequence[Unit], before: Sequence[_Specs]) -> str:
-    """Return name and problem of the first unit with wrong gradients; "" if all are right."""
+    """Return a text on the first unit for which `way` computes wrong gradients; "" if none."""
     kinds: dict[object, tuple[Unit, _Specs]] = {}
     for unit, specs in zip(units, before, strict=True):
         kinds.setdefault(recipe_of(unit, specs), (unit, specs))

@@ -166,7 +166,7 @@ class Average:
         return self._on_cpu and any(bool(each[-1] > 0) for each in counts)
 
     def _count_gradient(self, bucket: _Bucket, _: Tensor) -> None:
-        """Count a complete gradient; start the all-reduces of the next complete buckets."""
+        """Count a complete gradient; start the next all-reduces if their buckets are complete."""
         bucket.missing -= 1
         while self._begun < len(self._buckets) and self._buckets[self._begun].missing <= 0:
             self._begin_next()
@@ -197,6 +197,5 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def _copy(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
-    """Copy each source into its target; on CUDA, few kernels copy all tensors."""
-    if into := list(targets):
+    if into := list(targets):  # one call for all tensors, which needs few kernels on CUDA
         torch._foreach_copy_(into, list(sources))

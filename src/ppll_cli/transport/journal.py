@@ -63,7 +63,7 @@ class _WakeUp:
         self._wakes, self._woken = wakes, Inlet(woken)
 
     def open(self) -> None:
-        """Wake the other end. An earlier process of this worker may have died before it did so."""
+        """Wake the other end. An earlier process of this worker may have died before doing so."""
         os.set_blocking(self._wakes.fileno(), False)
         self.wake()
 
@@ -78,10 +78,10 @@ class _WakeUp:
 
 
 class _End:
-    """The common part of sender and receiver. `position` counts messages since the run's start.
+    """The common base of sender and receiver. `position` counts messages since the run's start.
 
-    The channel's memory has first the slots, then the counters, then the head of each slot. Each
-    head has `head` bytes of memory, and the counters have as many.
+    The channel's memory begins with the slots. The counters follow, and then a head for each slot.
+    The counters and each head have `head` bytes.
     """
 
     def __init__(self, slots: Slots, head: int, wakeup: _WakeUp, device: str) -> None:
@@ -98,7 +98,7 @@ class _End:
         return _Counters.from_address(self._address(0))
 
     def _address(self, number: int) -> int:
-        """Return the address of the counters, if `number` is 0, or of the head before `number`."""
+        """Return the address of the counters, if `number` is 0, or of the `number`-th head."""
         memory, slots = self._slots.memory.tensor, self._slots
         assert memory is not None
         return memory.data_ptr() + slots.count * slots.size + number * self._head_bytes
@@ -186,9 +186,9 @@ class JournalSender(_End):
 class JournalReceiver(_End):
     """The receiving end; see `channel.Receiver`.
 
-    Received tensors are copies: a network may change its inputs in place, but the slots must keep
-    what was sent. A stage that takes snapshots sets `keeps`: then released messages keep their
-    slots until `free` is called. If `keeps` is not set, `release` frees each slot immediately.
+    Received tensors are copies: a network may change its inputs in place, but a restart needs the
+    messages unchanged. A stage that takes snapshots sets `keeps`: then only `free` frees the slots
+    of released messages. Otherwise `release` frees each slot immediately.
     """
 
     keeps = False
@@ -239,14 +239,15 @@ class JournalReceiver(_End):
     def free(self) -> None:
         """Free the slots of all released messages.
 
-        Call this only when a snapshot covers these messages, and the device has copied them.
+        Before this call, all copies of the messages' tensors must be complete. If `keeps` is set, a
+        snapshot must have been taken after these messages.
         """
         self._counters.freed = self._released
         self._wakeup.wake()
 
 
 class JournalTransport(RingTransport):
-    """Channels that keep each message until a snapshot of the receiving stage covers it."""
+    """Channels that can keep a message until the receiving stage has taken a later snapshot."""
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
         """Return why channels of `size` bytes cannot be created; None if they can be."""

@@ -24,14 +24,14 @@ _PORTABLE = 1
 class Memory:
     """A ring's memory, as one end sees it: `tensor`, uint8 [bytes], or None if not yet open.
 
-    The receiver calls `offer`, and the sender calls `open`. If `offer` returned data, these data
-    are sent to the sender, which calls `accept`.
+    At the start, the sender calls `open`, and the receiver calls `offer`. If `offer` returns data,
+    the receiver sends them to the sender, which calls `accept` with them.
     """
 
     tensor: Tensor | None = None
 
     def open(self) -> None:
-        """Prepare memory that both processes have from the start; do nothing for other memory."""
+        """Prepare the memory if both processes share it from the start; else do nothing."""
 
     def offer(self) -> bytes:
         """Open the memory at the receiver's end; return data for `accept`, empty if not needed."""
@@ -130,7 +130,8 @@ def _unpin(tensor: Tensor) -> None:
 def no_room(size: int, what: str = "its slots") -> str | None:
     """Return why shared memory has no room for `size` bytes; None if it has room.
 
-    The text begins with `what`. Call this before writing: beyond the limit, a process is killed.
+    The text begins with `what`. Call this before writing: the system kills a process that writes to
+    full shared memory.
     """
     if fits(size):
         return None

@@ -4,7 +4,7 @@ Each channel has separate process groups, so that channels do not wait for each 
 copies a message into one of its own slots, and a thread sends it. The thread of the receiver
 requests the next message only when a slot is free, and gloo sends no message before the receiver
 requests it. So the sender waits for a slow receiver (backpressure). A message consists of a head in
-JSON, and of exactly as many bytes of tensors as the head says. First, the sender sends a schema: a
+JSON, and of the bytes of the tensors; the head says how many. First, the sender sends a schema: a
 text that describes the tensors of all messages. The receiver compares this schema with its own.
 
 gloo sends head and bytes together from host memory, which is pinned if the worker is on CUDA. With
@@ -62,7 +62,7 @@ def bytes_group(name: str) -> str:
 
 
 class _Slots(Slots):
-    """Slots, each with room for a head, in this process's memory.
+    """Slots in this process's memory. Each has room for a message's tensors and its head.
 
     The memory is on the device `carrier`: the CPU for gloo, a CUDA device for NCCL. `device` is the
     worker's device.
@@ -112,10 +112,11 @@ class _End:
         self._failed_s = 0.0
 
     def open(self) -> None:
-        """Create the slots, and start the thread, on CUDA with a stream of its own.
+        """Create the slots, and start the thread that transfers messages.
 
-        The main thread waits for items in the queue `_ready`; the other one waits for `_queued`.
-        NCCL waits for the work on the thread's stream, so this stream is used for nothing else.
+        The main thread waits for items in the queue `_ready`; the transfer thread waits for items
+        in the queue `_queued`. On CUDA the transfer thread has a stream of its own, because NCCL
+        waits for all earlier work on the current stream.
         """
         carrier = self.groups.carrier(self._carrying, self._device)
         self._slots = _Slots(self.count, self.size, carrier, self._device)
@@ -130,7 +131,8 @@ class _End:
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` s for a free slot or a message, and return whether there is one.
 
-        Raise the thread's exception, if any; a lost connection only `PATIENCE_S` s later.
+        If the transfer thread has failed, raise its exception. After a lost connection, raise it
+        only when `PATIENCE_S` s have passed.
         """
         lost = isinstance(self._error, RuntimeError)
         if self._error is not None and monotonic() - self._failed_s > (PATIENCE_S if lost else 0):
@@ -155,9 +157,10 @@ class _End:
         raise NotImplementedError
 
     def _carry(self, transfer: Callable[..., Any], tensor: Tensor, end: int, name: str) -> None:
-        """Send bytes to worker `end` (0 or 1) of a group, or receive bytes; return when done.
+        """Send a tensor to a worker of a group, or receive it from there; return when done.
 
-        `transfer` is `dist.send` or `dist.recv`.
+        `transfer` is `dist.send` or `dist.recv`. `end` is 0 for the channel's sender, 1 for its
+        receiver.
         """
         if len(tensor):
             transfer(tensor, self.groups.ranks(name)[end], group=self.groups.of(name))
@@ -170,7 +173,7 @@ class _End:
         self._carry(dist.recv, tensor, 0, name)
 
     def _receive_head(self, first: Tensor | None = None) -> Any:
-        """Receive a head, or only its rest after the first part `first`; return its content."""
+        """Receive a head, and return its content. `first` is the part already received, if any."""
         if first is None:
             first = torch.empty(HEAD, dtype=torch.uint8)
             self._receive(first, self.name)

@@ -60,9 +60,9 @@ def let_default_stream_wait(device: torch.device) -> None:
 class Order:
     """Makes one end of a channel wait until the other end has finished its work with a slot.
 
-    On the CPU, an end finishes its work with a slot before it sends its token. So this class, which
-    is for the CPU, waits for nothing. `CudaOrder` waits for CUDA events. Its `fill` and `give_back`
-    return the handle of an event that they create, or b"" if they create none, as here.
+    This class is for the CPU. There, an end finishes its work with a slot before it sends its
+    token, so no method waits. The subclass `CudaOrder` waits for CUDA events. Its `fill` and
+    `give_back` return the handle of the event that they create, or b"" if they create none.
     """
 
     def learn(self, handle: bytes) -> None:
@@ -89,9 +89,9 @@ class CudaOrder(Order):
     Args:
         device: This end's device.
         other: The other end's device.
-        aside: Whether this end copies to another device or to the host. Such copies run on a side
-            stream, parallel to computation. Inside one device, a parallel copy would only slow down
-            computation.
+        aside: Whether copies run on a side stream, parallel to computation. True if the copies are
+            to another device or to the host. Inside one device, a parallel copy would only slow
+            down computation.
     """
 
     def __init__(self, device: str, other: str, aside: bool) -> None:

@@ -32,7 +32,7 @@ class RingSender:
         self.bytes_sent = 0
 
     def open(self) -> None:
-        """Open the memory, unless the receiver will offer it."""
+        """Open host memory. Memory on a device is opened later, when the receiver offers it."""
         self._slots.memory.open()
 
     def wait(self, timeout_s: float) -> bool:
@@ -76,7 +76,7 @@ class RingReceiver:
         self._oldest = 0
 
     def open(self) -> None:
-        """Open the memory, and offer it to the sender if the sender cannot open it alone."""
+        """Open the memory. If it is on a device, send the sender a handle to open it."""
         offer = self._slots.memory.offer()
         if offer:
             self._returned.send_bytes(offer)

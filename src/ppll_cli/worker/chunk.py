@@ -53,7 +53,7 @@ class HeldChunk(Networks):
         self._generators = generators_of(device)
 
     def begin(self, batch: Batch) -> None:
-        """Set the networks' mode (training or evaluation) and weights (averaged or plain)."""
+        """Prepare the networks for a batch: set their mode, and use averaged or plain weights."""
         if batch.training != self.tensors.training:
             for network in self.networks:
                 network.train(batch.training)
@@ -89,8 +89,8 @@ class HeldChunk(Networks):
     def loss(self, micro_batch: int) -> None:
         """Compute the module's loss and its gradients with respect to the chunk's outputs.
 
-        The outputs are detached first. So the loss has a backward of its own, whose time can be
-        measured, and whose graph is freed before the backward of the units begins.
+        The loss reads detached outputs, so its backward ends at them. The time of this backward
+        can be measured, and it frees the loss's graph before the backward of the units begins.
         """
         assert self.criterion is not None
         values, batch, module = self.tensors[micro_batch].values, self.batch, self.place.module
@@ -123,9 +123,9 @@ class HeldChunk(Networks):
         self.complete_average()
 
     def copy_received_gradients(self, micro_batch: int, received: Container[int]) -> None:
-        """Copy each gradient in `.grad` whose memory address is in `received`.
+        """Replace each `.grad` by a copy if the address of its memory is in `received`.
 
-        Autograd may put a received gradient into `.grad` without copying it, for example for a
+        Autograd may use a gradient in a slot as `.grad` without copying it, for example for a
         position embedding that is added to a batch of one sample. Then the next message in the slot
         would overwrite this `.grad`.
         """
@@ -144,7 +144,7 @@ class HeldChunk(Networks):
                 gradient is used.
 
         Raises:
-            NonFiniteError: A loss is not finite, and `optim.nonfinite` is `stop`.
+            NonFiniteError: On CPU, a loss is not finite, and `optim.nonfinite` is `stop`.
         """
         optim, course, optimizer = self.job.settings.optim, self.job.course, self.optimizer
         self.nonfinite.raise_if_found(step, self.parameters)

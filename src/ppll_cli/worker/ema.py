@@ -29,7 +29,7 @@ class Ema:
             for name, place in _buffer_places(network):
                 if prefix + name in self._live:
                     self._places[prefix + name] = place
-        # By tensor, not by name: a weight that two units share has one average.
+        # By tensor, not by name: a weight that two layers share has one average.
         self._averages = {live: live.detach().clone() for live in self._live.values()}
 
     @property
@@ -53,7 +53,7 @@ class Ema:
                 torch._foreach_lerp_([*self._averages.values()], [*self._averages], 1 - decay)
 
     def swap(self) -> None:
-        """Exchange the values of averages and weights; optimizers keep their parameter objects."""
+        """Exchange the values of averages and weights. The parameters stay the same objects."""
         self._find_buffers()
         for live, average in self._averages.items():
             live.data, average.data = average.data, live.data
@@ -73,7 +73,6 @@ class Ema:
 
 
 def _buffer_places(network: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
-    """Yield the name of each buffer, and its place: the layer that has it, and its name there."""
     for path, layer in network.named_modules(remove_duplicate=False):
         for key, _ in layer.named_buffers(recurse=False):
             yield f"{path}.{key}" if path else key, (layer, key)

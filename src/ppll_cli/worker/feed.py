@@ -14,11 +14,11 @@ from ppll_cli.leaves.values import ValueSpec
 def micro_batches(
     batches: Ahead | None, job: Job, item: Item | None, batch: Batch
 ) -> Sequence[Mapping[str, Tensor]]:
-    """Load the batch or batches of `item`; return the tensors of each micro-batch, by name.
+    """Load the data of `item`, and return the tensors of each micro-batch by name.
 
-    A `TrainBatch` is split into micro-batches. An `EvaluationBatch` has one or more batches, and
-    each is a micro-batch. `batch` says which samples of `item` this worker computes, and how many
-    samples each micro-batch has.
+    A `TrainBatch` is one batch of the data set, which is split into micro-batches. An
+    `EvaluationBatch` is one or more batches of the data set: each becomes a micro-batch. `batch`
+    says which samples this worker computes, and how many samples each micro-batch has.
 
     Raises:
         TypeError: The data set made a batch that does not fit the run.
@@ -46,8 +46,8 @@ def checked_batch(
 ) -> Mapping[str, Tensor]:
     """Check that a batch has the tensors that `specs` lists, and return these tensors by name.
 
-    The batch must have `samples` samples. `method` names, for error messages, the method of the
-    data set that made the batch.
+    The batch must have `samples` samples. `method` is the name of the data set's method that made
+    the batch, for error messages.
 
     Raises:
         TypeError: The batch is no mapping, or a tensor is missing or does not fit.

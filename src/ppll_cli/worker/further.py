@@ -1,4 +1,4 @@
-"""Executes the instructions that plain PPLL does not need in training."""
+"""Executes less common instructions, for example for back-propagation, replicas and evaluation."""
 
 from collections.abc import Iterable, Mapping
 
@@ -20,10 +20,9 @@ from ppll_cli.worker.views import storages
 
 
 class Further:
-    """Executes instructions that plain PPLL does not need in training.
+    """Executes the instructions that `Interpreter` does not execute itself.
 
-    Examples are the instructions for back-propagation, for replicas and for evaluation. `norms` has
-    the gradient norms of the batch, if the stages exchange them.
+    `norms` has the gradient norms of the batch, if the stages exchange them.
     """
 
     def __init__(self, job: Job, chunks: Mapping[int, HeldChunk], mail: Mail) -> None:

@@ -12,10 +12,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 class Memory:
     """The memory that the worker uses: now, and at its peak since the steady state began.
 
-    On CUDA it is the memory of tensors. There, `reserved` returns the peak of the memory that
-    torch's allocator holds; some papers report this peak instead. On CPU under Linux, the memory
-    is the resident size of the process, minus its size when this object was created. On other
-    systems it is unknown.
+    On CUDA this is the memory of all tensors. On CPU under Linux it is the resident size of the
+    process, minus its size when this object was created. On other systems it is unknown.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -36,7 +34,7 @@ class Memory:
                 self._before = None  # the peak is unknown, because it was not reset
 
     def continue_from(self, peak: int | None, reserved: int | None) -> None:
-        """Include the peaks in bytes that `peak` and `reserved` returned in an earlier process."""
+        """Continue from what the methods `peak` and `reserved` returned in an earlier process."""
         self._earlier = peak, reserved
 
     def now(self) -> int | None:
@@ -47,7 +45,7 @@ class Memory:
         return self._growth("VmRSS")
 
     def peak(self) -> int | None:
-        """Return the peak in bytes; None if unknown, or before the steady state."""
+        """Return the peak in bytes; None if unknown, or if no steady state has begun yet."""
         earlier, _ = self._earlier
         if not self._steady:
             return earlier
@@ -57,7 +55,10 @@ class Memory:
         return None if grown is None else max(grown, earlier or 0)
 
     def reserved(self) -> int | None:
-        """Return the peak of torch's allocator in bytes; None as for `peak`, and on CPU."""
+        """Return the peak of the memory that torch's CUDA allocator holds, in bytes.
+
+        Some papers report this peak. It is None on CPU, or if no steady state has begun yet.
+        """
         _, earlier = self._earlier
         if not self._steady or self._device.type != "cuda":
             return earlier

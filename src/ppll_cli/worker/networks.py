@@ -37,7 +37,7 @@ class Networks:
     """The networks of a chunk, initialized from the run's seed.
 
     Lists of parameters are cached, because collecting them takes longer than many kernels. The
-    argument `site` describes the model. It may be the `Site` of any module.
+    argument `site` describes the whole model, so it may be the `Site` of any module.
 
     Attributes:
         place: The chunk: the indices of its units, and its module.
@@ -112,18 +112,18 @@ class Networks:
 
     @cached_property
     def unit_weights(self) -> list[nn.Parameter]:
-        """The units' parameters with `requires_grad`; two units cannot share a parameter."""
+        """The units' parameters that require gradients. Two units cannot share a parameter."""
         return [p for own in self.unit_parameters for p in own if p.requires_grad]
 
     @property
     def unit_state(self) -> list[Tensor]:
-        """The units' parameters and buffers; not cached: a network may replace its buffers."""
+        """The units' parameters and buffers. Not cached: a network may replace its buffers."""
         buffers = (buffer for _, network in self.units for buffer in network.buffers())
         return [*chain.from_iterable(self.unit_parameters), *buffers]
 
     @property
     def learnt(self) -> list[list[nn.Parameter]]:
-        """The parameters of each unit and of the criterion; exports get no gradients."""
+        """The parameters of each unit, then those of the criterion."""
         criterion = [] if self.criterion is None else [[*self.criterion.parameters()]]
         return self.unit_parameters + criterion
 
@@ -150,10 +150,10 @@ class Networks:
         return self.criterion is not None and any(True for _ in self.criterion.parameters())
 
     def is_trained_by(self, loss: Tensor) -> bool:
-        """Return whether gradients of a loss can be computed.
+        """Return whether a loss depends on a tensor that requires gradients.
 
         Raises:
-            RuntimeError: They cannot, although some parameters are not frozen.
+            RuntimeError: It does not, although some parameters require gradients.
         """
         if not loss.requires_grad and any(p.requires_grad for p in self.parameters):
             raise RuntimeError(
@@ -164,10 +164,10 @@ class Networks:
         return loss.requires_grad
 
     def tell_if_untrained(self, outputs: Collection[str], gradients: Collection[str]) -> None:
-        """Warn (only the first time) if units need training, but the loss gives no gradients.
+        """Warn, only the first time, if the loss has no gradients for units that can be trained.
 
-        `outputs` names the units' outputs that need gradients. It is empty if, for example, the
-        module ends with integers. `gradients` names the outputs to which the loss gave a gradient.
+        `outputs` names the outputs that require gradients: none if, for example, the module ends
+        with integers. `gradients` names the outputs for which the loss has gradients.
         """
         if (outputs or self.unit_weights) and not gradients and not self._told:
             self._told = True
@@ -184,7 +184,7 @@ class Networks:
             self.averaged = averaged
 
     def start_average(self) -> None:
-        """Let the next backward pass also average its gradients over the stage's replicas."""
+        """Let the next backward pass also average the gradients over the stage's replicas."""
         assert self.average is not None
         self.average.start()
 
@@ -194,7 +194,7 @@ class Networks:
         self.nonfinite.found |= self.average.finish()
 
     def complete_average(self) -> None:
-        """After a backward, start the remaining all-reduces of gradients.
+        """After a backward, start the all-reduces that the backward itself has not started.
 
         Do nothing if `start_average` was not called before the backward.
         """

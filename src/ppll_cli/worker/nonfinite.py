@@ -48,8 +48,8 @@ class NonFinite:
     def skip_flag(self, step: int, total: Tensor | None) -> Tensor | None:
         """Decide whether to skip a step, and report a skipped step.
 
-        Return a scalar on the device, 1 to skip the step and else 0; None if steps are never
-        skipped. `total` is the squared gradient norm, a scalar; None if nothing needs it.
+        Return a scalar on the device: 1 if the step must be skipped, else 0. Return None if steps
+        are never skipped. `total` is the squared gradient norm, a scalar; None if not computed.
         """
         if total is None or not self._skips:
             return None

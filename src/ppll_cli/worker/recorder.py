@@ -4,7 +4,7 @@ A segment is a sequence of training batches without an evaluation or checkpoint 
 first batches of a process (warm-up) are not counted. The first batches of a segment are not counted
 either: their inputs arrived while the stage evaluated or saved, so it would look faster than it is.
 
-A trace has the start and end of each instruction and wait of the first counted batches.
+A trace lists when each instruction and each wait of the first counted batches began and ended.
 """
 
 from collections import defaultdict, deque
@@ -54,7 +54,7 @@ class Totals:
 
 @dataclass
 class _Trace:
-    """The trace of a segment's first counted batches (see the module); spans in s since `since`."""
+    """The trace of a segment (see the module). Its spans are in seconds after `since`."""
 
     since: Any
     batches: int = 0
@@ -178,7 +178,7 @@ class Recorder:
         self._unread.append(_Queued(kind, instruction, first, last, self._step, since, self._trace))
 
     def executing(self, instruction: Instruction) -> AbstractContextManager[None]:
-        """Return a `span` for an instruction; if `KINDS` lacks it, a context that does nothing."""
+        """Return a context that measures the time of an instruction, if its class is in `KINDS`."""
         kind = KINDS.get(type(instruction))
         if isinstance(instruction, do.Loss) and instruction.chunk in self._auxiliary:
             kind = "auxiliary"
@@ -213,8 +213,8 @@ class Recorder:
     def continue_from(self, totals: Totals, trace: list[Span]) -> None:
         """Continue from the totals that `so_far` returned in an earlier process.
 
-        If there is a trace, no second one is made: it would show other batches than the traces of
-        other stages.
+        If `trace` is not empty, no new trace is made: it would show other batches than the traces
+        of the other stages.
         """
         self.totals, self.counted_s, self.trace = totals, totals.wall_s, trace
         if trace:

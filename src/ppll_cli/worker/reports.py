@@ -24,8 +24,8 @@ class _Measured:
 
     Attributes:
         loss: Sum of the losses of all samples, a scalar.
-        rows: Results of the task's `measure`, [n, columns], by the name of the prediction: the
-            criterion's additional predictions, and "" for the main one.
+        rows: Results of the task's `measure`, [n, columns], for each prediction by name. The main
+            prediction has the name ""; the criterion may make others.
         squared_norm: Squared gradient norm at the last step, a scalar; None if not computed.
         skipped_steps: Numbers of the steps since the last report that may have been skipped.
         skipped: For each of these steps, 1 if it was skipped, else 0.
@@ -50,7 +50,7 @@ class _Pending:
         rate: Learning rate of the last step; None in evaluation.
         complete: False if a later report contains these batches again.
         spans: First and last moment of each period in which the worker computed the batches.
-        before_s: Seconds of earlier periods, summed. `spans` does not have these periods.
+        before_s: Summed seconds of earlier periods, which are not in `spans`.
         copied: The moment when all tensors are on the host.
     """
 
@@ -75,7 +75,8 @@ class Reports:
 
     Args:
         stop: Whether a training loss that is not finite ends the run.
-        tell: Sends a report to the parent; None except in a stage's first replica.
+        tell: Sends a report to the parent. Only the first replica of a stage sends reports; in
+            other replicas this is None.
         show_progress: Called before scores are computed; shows the parent that this worker does not
             hang.
     """
@@ -100,7 +101,7 @@ class Reports:
         self._pending: deque[_Pending] = deque()
 
     def begin(self, split: str) -> None:
-        """Start to count time for a split, unless it is already being counted."""
+        """Start to count time for a split. Do nothing if it is already being counted."""
         if split not in self._since:
             self._since[split] = self._clock.mark()
 
@@ -121,8 +122,8 @@ class Reports:
         """Begin a report: start to copy a split's measurements to the host.
 
         The report has the measurements since the split's last complete report. `complete` is False
-        if the run stops between two reports: after a resume, the next report has these batches
-        again. `_Pending` explains the other arguments.
+        if the run ends between two regular reports: after a resume, the next report contains these
+        batches too. `_Pending` explains the other arguments.
         """
         modules = []
         for chunk in self._chunks:
@@ -181,7 +182,10 @@ class Reports:
                 self._before_s["train"] = plain["seconds"]
 
     def seconds(self) -> dict[str, float]:
-        """Wait for the device; return the seconds of each split since its last complete report."""
+        """Return the seconds spent on each split since its last complete report.
+
+        Wait for the device.
+        """
         for split in list(self._since):
             self.pause(split)
             self.begin(split)
@@ -252,7 +256,6 @@ def _of_last_step(report: _Pending, measured: _Measured) -> dict[str, float]:
 
 
 def _copied(chunk: HeldChunk, sums: Mapping[str, Sums]) -> _Measured:
-    """Start to copy a chunk's measurements; `sums` has its sums by the prediction's name."""
     skipped = chunk.nonfinite.skipped
     steps, flags = list(skipped), list(skipped.values())
     skipped.clear()

@@ -34,7 +34,9 @@ from ppll_cli.worker.sums import Sums
 
 @dataclass
 class Progress:
-    """A worker's position in the run, and its measurements, which are set only in a snapshot.
+    """A worker's position in the run, and its measurements so far.
+
+    The measurements (`totals` and the attributes after it) are set only when a snapshot is taken.
 
     Attributes:
         items: Number of batches and marks that the worker has handled.
@@ -85,10 +87,10 @@ class Snapshots:
     """Writes and reads the snapshots of one worker, in its folder in shared memory.
 
     Args:
-        most: Largest number of messages on the stage's busiest channel between two snapshots; the
-            channels have slots to keep this many.
-        fixed: Whether a snapshot is always taken after `most` messages. If False, it is taken
-            earlier, as long as snapshots take little of the time (see `messages_between`).
+        most: A snapshot is due at the latest after this many messages on one of the stage's
+            channels. The channels have slots to keep these messages.
+        fixed: Whether every snapshot is due after `most` messages. If False, snapshots are due
+            earlier if they take little of the time (see `messages_between`).
     """
 
     def __init__(self, folder: str, most: int, fixed: bool, links: Links) -> None:

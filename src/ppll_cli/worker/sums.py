@@ -67,5 +67,5 @@ class Sums:
 
 
 def split_of(split: str, name: str) -> str:
-    """Return the key in `HeldChunk.sums` for a split and a prediction; "" names the main one."""
+    """Return the key in `HeldChunk.sums`. `name` is a prediction's name; "" for the main one."""
     return f"{split}.{name}" if name else split

@@ -1,8 +1,8 @@
 """BatchNorm over the replicas of a stage, normalising by the statistics of the whole batch.
 
-torch's `SyncBatchNorm` is not used: it needs CUDA, and it gives the gradients of all replicas equal
-weight, but here each loss is already weighted by the replica's share of the batch. Gradients flow
-through the statistics to the samples of all replicas.
+torch's `SyncBatchNorm` is not used, because it needs CUDA. Also, it gives the gradients of all
+replicas equal weight; here, a replica's loss is weighted by the replica's share of the batch.
+Gradients flow through the statistics to the samples of all replicas.
 """
 
 from typing import Any

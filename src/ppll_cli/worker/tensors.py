@@ -62,10 +62,10 @@ class Tensors:
     def changing(self, micro_batch: int, state: Callable[[], Iterable[Tensor]]) -> set[int]:
         """Return addresses of memory that may change before the next chunk reads its inputs.
 
-        If the next chunk is on another stage, its inputs are sent at once, and the result is empty.
-        If it is on this stage, slots may be reused, and a step may change this chunk's weights and
-        buffers. `state` returns these weights and buffers. It is called only if needed, because it
-        takes as long as many kernels.
+        If the next chunk is on another stage, its inputs are sent at once, so the result is empty.
+        If it is on this stage, a new message may overwrite the inputs of this chunk, and a step may
+        change its weights and buffers. `state` returns the weights and buffers. It is called only
+        if needed, because it takes as long as many kernels.
         """
         if not self._next_is_here:
             return set()

@@ -16,7 +16,7 @@ from ppll_cli.worker.views import unchanged
 
 
 class Upstream:
-    """Gives the losses of modules the weights of a later unit, `lag` batches old."""
+    """Gives the loss of a module the weights of a later unit, which are `lag` batches old."""
 
     def __init__(self, job: Job, chunks: Mapping[int, Networks], mail: Mail) -> None:
         self._job, self._chunks, self._mail = job, chunks, mail
@@ -46,7 +46,7 @@ class Upstream:
         self._show(instruction.chunk, weights, version)
 
     def send(self, instruction: SendWeights, step: int) -> None:
-        """Send the weights after a step; a loss reads them `instruction.ahead` batches later."""
+        """After a step, send the weights that a loss reads `instruction.ahead` batches later."""
         self._send_version(instruction, step + instruction.ahead, step + 1)
 
     def _version(self, watcher: int, step: int) -> Version:
@@ -64,9 +64,9 @@ class Upstream:
             chunk.criterion.see(weights, version.steps)
 
     def _send_version(self, instruction: SendWeights, step: int, done: int) -> None:
-        """Send weights for the batch after `step` steps, unless the run ends before this batch.
+        """Send the weights that a loss reads in the batch after `step` steps.
 
-        `done` is the number of steps done so far.
+        Send nothing if the run ends before this batch. `done` is the number of steps done so far.
         """
         if step < self._job.course.steps:
             version = self._version(instruction.chunk, step)
@@ -74,7 +74,7 @@ class Upstream:
             self._mail.send(instruction, weights, version)
 
     def _kept(self, watcher: int, age: int) -> Mapping[str, Tensor]:
-        """Return the weights, by name, that the loss of chunk `watcher` reads, `age` steps old."""
+        """Return what the loss of chunk `watcher` reads: weights by name, `age` steps old."""
         routes = self._job.routes
         holder = self._chunks[routes.watched(watcher)]
         return holder.versions[routes.watches[watcher].unit].of_age(age)

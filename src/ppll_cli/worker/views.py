@@ -32,7 +32,7 @@ def unchanged(tensors: Mapping[str, Tensor], code: str) -> Iterator[None]:
     """Raise an error if the `with` body changes one of the tensors in place.
 
     Other modules on this stage read the same tensors; modules on other stages read copies. So a
-    change would make results depend on the modules' stages. `code` names the body in the message.
+    change would make results depend on the modules' stages. `code` names the body in the error.
 
     Raises:
         RuntimeError: A tensor was changed.
@@ -47,12 +47,12 @@ def unchanged(tensors: Mapping[str, Tensor], code: str) -> Iterator[None]:
 
 
 def without_aliases(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Return a unit's outputs by name, so that no tensor that needs a gradient has two names.
+    """Return a unit's outputs by name, so that each tensor with a gradient has only one name.
 
-    `held` has the tensors that already have a name. An output that needs a gradient is replaced by
-    a view if it is in `held` or is the same tensor as an earlier output. Then autograd first sums
-    the gradients of each name, and then adds these sums. It uses the same order if the outputs are
-    sent to another stage. Another order would round differently.
+    Tensors in `held` and earlier outputs already have a name. If the unit returns one of them as an
+    output, the new name gets a view of it. Thus autograd first sums the gradients of each name, and
+    then adds these sums. It uses the same order if the outputs are sent to another stage. Another
+    order would round differently.
     """
     taken, found = {id(tensor) for tensor in held}, {}
     for name, tensor in made.items():
@@ -80,7 +80,7 @@ def as_received(output: Tensor, gradient: bool) -> Tensor:
 def _with_strides(strides: tuple[int, ...], gradient: Tensor | None) -> Tensor | None:
     """Return a copy of the gradient with the given strides; None if no copy is needed.
 
-    torch passes None for an output without a gradient if another output of its operation has one.
+    torch passes no gradient (None) if only other outputs of the same operation have gradients.
     """
     if gradient is None:
         return None

@@ -188,10 +188,10 @@ class Worker:
             self._end_training()
 
     def _share_memories(self) -> None:
-        """Copy the first replica's buffers to all other replicas, if training may read them.
+        """Copy the buffers that training may read from the first replica to all others.
 
-        Evaluations and checkpoints copy all buffers. Without this method, training would depend on
-        how often the run evaluates and saves.
+        Evaluations and checkpoints copy all buffers. Without a copy after each batch, the training
+        would therefore depend on how often the run evaluates and saves.
         """
         if self.links.replicas is None:
             return

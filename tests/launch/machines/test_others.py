@@ -158,7 +158,7 @@ def failed(error: Exception) -> Message:
     told = list[Message]()
     machine = Told([], None)
     machine.rank, machine.jobs = 1, 1
-    machine.tell = told.append  # type: ignore[method-assign]
+    machine.tell = told.append  # type: ignore[assignment, method-assign]
     machine.fail(error)
     return {"machine": 1, **json.loads(json.dumps(told.pop()))}
 

@@ -108,7 +108,10 @@ class LabelledPictures(Classified):
         self.check_pad(self.size)
 
     def inputs(self, picture: "Image", image: ImageSpec, device: "torch.device") -> Tensors:
-        """Cut and resize a picture as for evaluation, and normalise it: float32 [1, 3, H, W]."""
+        """Cut out the middle of a user's picture as in evaluation, resize and normalise it.
+
+        The result has the image, float32 [1, 3, H, W].
+        """
         from PIL.Image import Resampling
 
         box, size = middle(*picture.size, self.middle), (image.width, image.height)
@@ -142,9 +145,9 @@ class LabelledPictures(Classified):
         }
 
     def _kept(self, listing: Listing) -> NDArray[np.uint8]:
-        """Return the images of N pictures, uint8 [N, 3, size, size]; make them if they are missing.
+        """Return the images of N pictures, uint8 [N, 3, size, size], from the cache folder.
 
-        They are mapped from a file in the cache folder. Changes are not written to the file.
+        Make the images first if they are missing there.
         """
         shape = (len(listing), 3, self.size, self.size)
 
@@ -164,12 +167,11 @@ class LabelledPictures(Classified):
         return kept_folder(place(cache_root() / "images", recipe), make, read)
 
     def _decoded(self, paths: Iterable[str]) -> Generator[NDArray[np.uint8], None, None]:
-        """Yield the images of pictures as `images_of` does."""
         return images_of([Wanted(path, self.middle) for path in paths], self.size, self.processes)
 
     @property
     def resident(self) -> bool:
-        """Whether images are made once and kept in the memory of the first stage's device."""
+        """Whether images are kept in memory; if not, loaders decode them during training."""
         if self.loaders is not None:
             return self.loaders == 0
         needed = 3 * self.size**2 * sum(map(len, self._splits.values()))
@@ -234,7 +236,7 @@ class LabelledPictures(Classified):
         return {"train": train, **val, "test": evaluated[0]}
 
     def _limited(self, listing: Listing) -> Listing:
-        """Return a random sample of `eval_limit` pictures, or all if there are not more."""
+        """Return up to `eval_limit` pictures, chosen at random."""
         # The first pictures may all be of one class.
         chosen = fixed_random(_LIMIT_SEED).permutation(len(listing))[: self.eval_limit]
         return listing.of(np.sort(chosen))

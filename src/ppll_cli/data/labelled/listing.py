@@ -32,7 +32,8 @@ Classes = Mapping[str, Sequence[str]]
 """The paths of the pictures of each class, by the name of the class."""
 
 Parts = Mapping[str, tuple[Path, Classes]]
-"""The folder or CSV file, and the pictures, of `train`, and of `test` and `val` if they exist."""
+"""The folder or CSV file of each part, and its pictures. The parts are `train` and, if they exist,
+`test` and `val`."""
 
 
 @dataclass(frozen=True)

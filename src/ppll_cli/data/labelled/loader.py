@@ -83,11 +83,11 @@ def image_of(wanted: Wanted, side: int) -> NDArray[np.uint8]:
 
 
 def serve(requests: Connection, images: NDArray[np.uint8]) -> None:
-    """Decode the pictures of each request, and answer it, until the connection is closed.
+    """Answer requests to decode pictures, until the connection is closed.
 
-    A request has some `Wanted`, at most as many as there are `images`, uint8 [N, 3, side, side],
-    to which they are written. The answer is None, or the error of the first picture that cannot be
-    decoded.
+    A request is a list of up to N `Wanted`. Their images are written to `images`, which is shared
+    memory, uint8 [N, 3, side, side]. The answer is None, or the error of the first picture that
+    cannot be decoded.
     """
     while True:
         try:
@@ -109,12 +109,16 @@ def _load(request: Sequence[Wanted], images: NDArray[np.uint8]) -> PpllError | N
 
 
 def shared_images(memory: int, side: int) -> NDArray[np.uint8]:
-    """Map shared memory, given its file descriptor: uint8 [N, 3, side, side]."""
+    """Map shared memory to an array, uint8 [N, 3, side, side]; `memory` is its file descriptor."""
     return np.frombuffer(mmap(memory, 0), np.uint8).reshape(-1, 3, side, side)
 
 
 def main(requests: int, memory: int, side: int) -> None:
-    """Run a loader with the file descriptors of its connection and of the shared memory."""
+    """Run a loader.
+
+    `requests` and `memory` are file descriptors: of the connection to the worker, and of the memory
+    shared with it. `side` is height and width of the images, in pixels.
+    """
     for number in STOPPING:  # ignore signals, because the worker ends its loaders
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":  # Linux kills this process when the worker ends

@@ -48,7 +48,7 @@ _PROGRAM = (
 
 
 class Job(NamedTuple):
-    """Pictures to decode, the place for their images, and a future for the end of the work."""
+    """A request: pictures to decode, an array for the images, and a future that reports the end."""
 
     wanted: Sequence[Wanted]
     images: NDArray[np.uint8]
@@ -60,7 +60,6 @@ class Loaders:
 
     On Linux the processes are killed when the thread that created this object ends, so this thread
     must run as long as the loaders are needed. `side` is height and width of the images, in pixels.
-    `processes` has the child processes.
     """
 
     def __init__(self, count: int, side: int) -> None:
@@ -112,7 +111,11 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class DecodedAhead(Generic[Key]):
-    """The batches that loaders are decoding. Only one thread may use this object."""
+    """Provides batches of images, and lets loaders decode the next batches in advance.
+
+    Each batch has a key; `begin` starts to decode the batch with a key. Only one thread may use
+    this object.
+    """
 
     def __init__(self, begin: Callable[[Key], Loading]) -> None:
         self._begin, self._begun = begin, dict[Key, Loading]()
@@ -120,8 +123,8 @@ class DecodedAhead(Generic[Key]):
     def images(self, keys: Sequence[Key]) -> NDArray[np.uint8]:
         """Return the images of the batch with the first key, uint8 [N, 3, side, side].
 
-        Afterwards loaders decode the batches with the other keys. A batch that was begun earlier is
-        dropped if its key is not in `keys`.
+        The other keys are for the next calls: loaders begin to decode their batches, too. A batch
+        that was begun in an earlier call is dropped if its key is not in `keys`.
         """
         for key in [key for key in self._begun if key not in keys]:
             self._begun.pop(key).cancel()
@@ -136,8 +139,8 @@ def images_of(
 ) -> Generator[NDArray[np.uint8], None, None]:
     """Yield arrays with the images of pictures.
 
-    Up to `_FEW` pictures are decoded by this process itself; each array is one image,
-    uint8 [3, side, side]. More pictures are decoded by loaders; each array has up to `_BATCH`
+    If there are at most `_FEW` pictures, this process decodes them, and each array is one image,
+    uint8 [3, side, side]. If there are more, loaders decode them, and each array has up to `_BATCH`
     images, uint8 [n, 3, side, side].
     """
     if len(wanted) <= _FEW:

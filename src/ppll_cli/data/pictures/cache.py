@@ -26,7 +26,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Source:
-    """The files of a picture."""
+    """The file of a large picture and, if there is one, of its small version."""
 
     high: Path  # the large picture
     low: Path | None = None  # the small picture; None if it is made from the large picture
@@ -52,14 +52,14 @@ def kept(
     longest: int | None,
     measured: bool,
 ) -> Pictures:
-    """Return pictures from files of decoded pixels; make these files first if they are missing.
+    """Return the pictures of `sources` from the cache; decode and cache them first if necessary.
 
     `sizes` has the `large_size` of each source. Large pictures are cropped so that their sides are
     multiples of the scale. A small picture without a file is made from the large one with PIL's
     bicubic filter. This filter is antialiased like MATLAB's imresize, and computes with 8 bits per
     channel.
 
-    The files are kept in `folder`, which may not exist yet. `longest` limits the longer side of
+    The cache is in `folder`, which may not exist yet. `longest` limits the longer side of
     large pictures, in pixels; larger pictures are reduced to it. If `measured`, the quality of
     bicubic enlargement is measured too.
     """
@@ -126,7 +126,7 @@ def _pair(
 
 
 def _views(path: Path, shapes: Sequence[tuple[int, ...]]) -> list[Bytes]:
-    """Return the pictures in a file of pixels, which has one picture after the other."""
+    """Map a file with the pixels of several pictures, and divide it into these pictures."""
     ends = np.cumsum([prod(shape) for shape in shapes], dtype=np.int64)
     parts = np.split(mapped_pixels(path, int(ends[-1])), ends[:-1])
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]

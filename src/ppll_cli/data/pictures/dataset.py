@@ -73,11 +73,14 @@ class PictureDataset(Files, ABC):
             raise ConfigError("data.tile", self.tile, problem)
 
     def prepare(self) -> None:
-        """Decode the pictures, unless the cache folder has their pixels."""
+        """Decode the pictures into the cache folder, if they are not there yet."""
         self.load()
 
     def load(self) -> dict[str, PictureSplit]:
-        """Return the splits `train`, `test`, and perhaps `val`, which are equal in every run."""
+        """Return the splits `train` and `test`, and `val` if `val_fraction` is not 0.
+
+        They are equal in every run.
+        """
         divided = self._divided().items()
         return {name: self._split(sources, name == "train") for name, sources in divided}
 
@@ -160,7 +163,7 @@ class PictureDataset(Files, ABC):
         return ImageSpec(3, self.patch, self.patch)
 
     def evaluation_form(self, splits: Mapping[str, PictureSplit]) -> EvaluationForm:
-        """Return the shapes of a batch with the largest tile; each batch has one tile."""
+        """Return the largest shapes of evaluation batches, which have one tile each."""
         tiles = [tile for split in splits.values() for tile in split.tiles]
         height = max(tile.rows.stop - tile.rows.start for tile in tiles)
         width = max(tile.columns.stop - tile.columns.start for tile in tiles)

@@ -70,9 +70,9 @@ def decoded(path: Path) -> Image.Image:
 def cut_out(path: Path, side: int, box_in: Callable[[int, int], Box]) -> Image.Image:
     """Decode a picture as `decoded` does, and resize a piece of it to a square of `side` pixels.
 
-    `box_in` returns the piece, in pixels, given width and height of the upright picture. A JPEG
-    that is much larger than needed is decoded at a half, a quarter or an eighth of its size, which
-    is faster. It stays large enough (see `_GAP`) to make the difference invisible.
+    `box_in` takes width and height of the upright picture, and returns the box of the piece, in
+    pixels. A JPEG that is much larger than needed is decoded at a half, a quarter or an eighth of
+    its size, which is faster. It stays large enough (see `_GAP`) to make the difference invisible.
     """
     with _opened(path) as (image, found):
         width, height = found.upright

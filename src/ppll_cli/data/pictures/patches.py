@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # the data set imports this file
 
 
 class PatchBatches(SplitBatches[Files, PictureSplit]):
-    """Makes batches of pieces of pictures. Only the pieces are copied to the device."""
+    """Makes batches of patches or tiles, and copies only these to the device."""
 
     dataset: "PictureDataset"
 
@@ -109,11 +109,11 @@ def _turned(patch: Bytes, turn: int) -> Bytes:
 
 
 def _counted(span: Span, side: int, scale: int, border: int) -> tuple[int, int]:
-    """Return the first evaluated pixel along a side of a large tile, and the pixel after the last.
+    """Return the first evaluated pixel of a large tile along one side, and the last + 1.
 
-    Both are counted from the tile's start. A border of the large picture, `border` pixels wide, is
-    not evaluated. `span` (the tile's range) and `side` (the length of the picture's side) are in
-    pixels of the small picture.
+    Pixels are counted from the start of the tile. A border of the large picture, `border` pixels
+    wide, is not evaluated. `span` is the range of the tile and `side` the length of the picture's
+    side, both in pixels of the small picture.
     """
     first = max(scale * span.first, border)
     behind = min(scale * span.behind, scale * side - border)

@@ -97,7 +97,7 @@ def _psnr(made: Bytes, wanted: Bytes, border: int) -> float | None:
 
 
 def captioned(found: Sequence[View]) -> Image.Image:
-    """Draw views in rows of two, each about half a page wide, with its caption above it."""
+    """Draw views in rows of two; each view is about half a page wide and below its caption."""
     height, width = found[0].pixels.shape[:2]
     factor = max(1, round((PAGE_WIDTH - 3 * GAP) / 2 / width))
     size = text_size(2 * factor * width + 3 * GAP)

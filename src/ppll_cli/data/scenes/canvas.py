@@ -128,11 +128,11 @@ def _paint_fragment(random: RandomState, canvas: Floats, item: Bytes) -> None:
 
 
 def _cutout(item: Bytes, size: float, most: float, *, mirrored: bool) -> Cutout | None:
-    """Cut out an item, uint8 [28, 28], and resize its box to the area of a square with side `size`.
+    """Cut out an item, uint8 [28, 28], and resize it; return None if it has too few pixels.
 
-    A dark pixel belongs to the item if there are bright pixels on both sides of it in its row, and
-    also in its column. The longer side of the box becomes at most `most` pixels long. The result is
-    None if the item has too few pixels.
+    The box around the item is resized to an area of `size` x `size` pixels. The area becomes
+    smaller if the box's longer side would exceed `most` pixels. A dark pixel belongs to the item if
+    there are bright pixels on both sides of it in its row, and also in its column.
     """
     inside = item >= _THRESHOLD
     across, down = (

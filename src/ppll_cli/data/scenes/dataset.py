@@ -47,9 +47,9 @@ class DetectionDataset(Files, ABC):
         mean: Mean of the pixels, which are in [0, 1]: one value, or one value per channel.
         std: Standard deviation of these pixels: one value, or one value per channel.
         flip: Whether each training picture is mirrored from left to right with probability 1/2.
-        short_side: Length in pixels to which the shorter side of a picture is resized, unless the
-            longer side would exceed `long_side`.
-        long_side: Largest length of the longer side of a resized picture, in pixels.
+        short_side: Length in pixels to which the shorter side of a picture is resized.
+        long_side: Largest length of the longer side of a resized picture, in pixels. It has
+            priority over `short_side`.
         anchor: Side of the smallest anchors, in pixels of the resized pictures.
         crowds: Whether ignored boxes are crowds, as in COCO; if not, they are single objects.
     """
@@ -100,7 +100,10 @@ class DetectionDataset(Files, ABC):
                 log.warning("the %d pictures of %s have no objects: %s", len(scenes), name, then)
 
     def load(self) -> dict[str, Scenes]:
-        """Return the splits `train`, `test`, and perhaps `val`; every run gets the same splits."""
+        """Return the splits `train` and `test`, and `val` if `val_fraction` is not 0.
+
+        They are equal in every run.
+        """
         return self._splits
 
     @cached_property
@@ -162,9 +165,9 @@ class DetectionDataset(Files, ABC):
         return ImageSpec(3, self.largest, self.largest, tuple(self.mean), tuple(self.std))
 
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> EvaluationForm | None:
-        """Return the largest shapes of batches with one picture.
+        """Return the largest shapes of evaluation batches, which have one picture each.
 
-        With several pictures, padding to a common size could change detections.
+        Several pictures would be padded to a common size, which could change detections.
         """
         return EvaluationForm(self.image_spec(splits), self.task.targets, samples=1)
 
@@ -211,7 +214,10 @@ class DetectionDataset(Files, ABC):
             drawn(scene, found, self.class_names).save(folder / sample_name(number, file))
 
     def inputs(self, picture: "Image", image: ImageSpec, device: "torch.device") -> Tensors:
-        """Return a resized, normalised, padded picture, float32 [1, 3, H, W], and its `FRAME`."""
+        """Resize, normalise and pad a user's picture: float32 [1, 3, H, W].
+
+        The result also has `FRAME`: the size before padding, and the factors of the resizing.
+        """
         from ppll_cli.tasks.detection import FRAME
 
         pixels = np.asarray(picture.convert("RGB"))[None]
@@ -226,7 +232,6 @@ class DetectionDataset(Files, ABC):
         return found_in(picture.convert("RGB"), self._found(predict, inputs), self.class_names)
 
     def _found(self, predict: Predict, inputs: Tensors) -> "Detections":
-        """Return what the model detects in the picture of a batch of one."""
         from ppll_cli.tasks.detection import FRAME
 
         (found,) = self.task.detections(predict(inputs[IMAGE]), inputs[FRAME])

@@ -115,7 +115,7 @@ class Scenes:
 
     @classmethod
     def all(cls, pixels: Sequence[Path] | Bytes, objects: Objects) -> "Scenes":
-        """Return a split of all pictures. Their sizes are not compared with annotations later."""
+        """Return a split of all pictures, whose sizes need no comparison with annotations."""
         assert len(pixels) == len(objects)
         return cls(pixels, objects, np.arange(len(objects)))
 
@@ -191,7 +191,8 @@ def _read(path: Path) -> Index:
 def _remark(files: Sequence[str], pictures: Sequence[Found]) -> str:
     """Return a warning about boxes that are dropped or mostly outside of their pictures, or "".
 
-    Raise ValueError if these are most of the boxes, or if all boxes end within the first pixel.
+    Raise ValueError if these are more than half of all boxes. Also raise it if all boxes end within
+    the first pixel: they are probably given in fractions of the picture.
     """
     table, clipped = _clipped(pictures)
     total = len(table)
@@ -236,11 +237,11 @@ def on_upright(
 ) -> NDArray[np.float32]:
     """Return boxes in pixels of the upright picture that `pictures.files.decoded` returns.
 
-    `size` is width and height in the annotation. If it fits the upright picture, the boxes are not
-    changed. If it fits the stored picture, which EXIF turns, the boxes are turned as well.
+    `size` is width and height in the annotation. If it is the size of the upright picture, the
+    boxes are not changed. If it is the size before EXIF turns the picture, the boxes are turned.
 
     Raises:
-        ConfigError: The file cannot be read, or `size` fits neither of the two pictures.
+        ConfigError: The file cannot be read, or `size` is none of these two sizes.
     """
     found = header(path)
     if size == found.upright:

@@ -1,7 +1,4 @@
-"""Draws pictures with their true boxes and with the boxes that a model detects.
-
-Legend: H height, W width (pixels).
-"""
+"""Draws pictures with their true boxes and with the boxes that a model detects."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -62,7 +59,7 @@ class Mark(NamedTuple):
 
     @property
     def found(self) -> bool:
-        """Whether this is a found box."""
+        """Whether the model found this box; if not, it is a true box."""
         return self.colours not in (TRUE, IGNORED)
 
 
@@ -144,7 +141,7 @@ def with_places(boxes: Sequence[Mark], size: tuple[int, int], font: Font, text: 
 
 
 def legend(placed: Sequence[Mark], truth: bool = True) -> list[tuple[Colours | None, str]]:
-    """Return the lines of the legend: the colours of a box, and the text that explains it.
+    """Return the lines of the legend; each has the colours of a box and an explanation.
 
     The colours are None for a text without a box.
     """

@@ -57,8 +57,8 @@ class Fleet:
         jobs: Number of the current job, from 1; 0 before the first job.
         parcels: The current job's transfers of files, by the other machine's number; only between
             machine 0 and machines that do not share the run directory.
-        remembered: On machine 0, the run directory in use before torchrun restarted the launchers;
-            None without a restart.
+        remembered: On machine 0, the run directory if torchrun has restarted the launchers; else
+            None.
 
     Raises:
         ConfigError: A machine does not join in time, or its versions differ from machine 0's.
@@ -101,7 +101,7 @@ class Fleet:
         self._said += 1
 
     def fail(self, error: Exception) -> None:
-        """Tell the exception that ends the current job, or all jobs; `read_error` decodes it."""
+        """Send the exception that ends the current job or all jobs; `read_error` restores it."""
         if not isinstance(error, ConfigError | Interrupted | WorkerFailedError):
             prefix = "" if isinstance(error, PpllError) else f"{type(error).__name__}: "
             error = RunFailedError(f"{self.name(self.rank)}: {prefix}{error}")
@@ -128,10 +128,10 @@ class Fleet:
         return None
 
     def given_up(self, message: Message) -> RunFailedError:
-        """Return the error for the current job, which machine 0 gave up without saying so.
+        """Return an error which says that machine 0 has given up the current job.
 
-        This is known because `message` came: it is about another job or the end of all jobs. The
-        next call of `hear` returns `message` again.
+        Call this if `message` is about another job or the end of all jobs, although the current job
+        has not ended. The next call of `hear` returns `message` again.
         """
         self._unheard = message
         return RunFailedError(f"{self.name(0)} has given up the run")
@@ -336,7 +336,7 @@ def _first_line(error: Exception) -> str:
 
 
 def read_error(message: Message) -> PpllError:
-    """Return the error that `Fleet.fail` told."""
+    """Return the exception that `Fleet.fail` sent."""
     number, arguments, fields = message["error"]
     error: PpllError = _TOLD[number].__new__(_TOLD[number], *arguments)
     vars(error).update(read(fields))

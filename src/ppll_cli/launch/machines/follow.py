@@ -193,8 +193,8 @@ def _run_part(fleet: Fleet, message: Message) -> None:
 def _within_reach(fleet: Fleet, message: Message, held: ExitStack) -> Message:
     """Return `message`, with folders that this machine can read.
 
-    If this machine does not share the run directory, replace it by a temporary folder, which exists
-    until `held` is closed, and fetch the checkpoint from which the run resumes.
+    If this machine does not share the run directory, make a temporary folder, and fetch the
+    checkpoint from which the run resumes. The folder exists until `held` is closed.
     """
     run_dir, seen = Path(message["run_dir"]), ""
     with suppress(OSError):

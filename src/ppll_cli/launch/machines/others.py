@@ -66,7 +66,7 @@ class Leader:
         self._waiting: dict[Seat, deque[tuple[Report, Event | None]]] = defaultdict(deque)
 
     def pass_on(self, report: Report) -> bool:
-        """Return False, because machine 0's launcher handles its reports itself."""
+        """Do nothing, and return False: machine 0's launcher handles its reports itself."""
         return False
 
     def handle_messages(self, handle: Callable[[Seen, Report], None]) -> Iterator[Report]:
@@ -109,8 +109,8 @@ class Leader:
         """Wait for failures on other machines, and return the cause of all failures.
 
         Raises:
-            RunFailedError: Another launcher failed, and this explains all `failures`, because they
-                are only lost connections.
+            RunFailedError: Another launcher failed, and all `failures` are lost connections, which
+                it caused.
         """
         until_s = time.monotonic() + HEARING_S
         while time.monotonic() < until_s and not any(map(_raised_nothing, failures)):
@@ -168,7 +168,7 @@ class Follower:
         return None if self.ended is None else self.ended["signal"]
 
     def pass_on(self, report: Report) -> bool:
-        """Send a report to machine 0, and the file that it reports, if machine 0 lacks this file.
+        """Send a report to machine 0. If it reports a file that machine 0 lacks, send the file too.
 
         Return True: machine 0's launcher handles the report.
         """
@@ -189,7 +189,7 @@ class Follower:
             self._fleet.tell({"kind": "looks", "looks": looks})
 
     def handle_messages(self, handle: Callable[[Seen, Report], None]) -> list[Report]:
-        """Check whether machine 0 has ended the job. Return no failures: an empty list.
+        """Check whether machine 0 has ended the job. Return an empty list of failures.
 
         Raises:
             WorkerFailedError: A worker failed on some machine.

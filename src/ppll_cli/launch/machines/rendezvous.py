@@ -108,8 +108,8 @@ def listening(host: str, port: int) -> int | None:
 def interface_to(host: str, port: int, hosts: int) -> str:
     """Return the name of the network interface through which this machine reaches a host.
 
-    Return "" if none is found. With several `hosts`, also return "" for the loopback interface,
-    because it does not reach other hosts.
+    Return "" if none is found. If `hosts`, the number of hosts, is above 1, return "" also for the
+    loopback interface, because it does not reach other hosts.
     """
     with suppress(OSError), socket.create_connection((host, port), timeout=10) as connection:
         address = connection.getsockname()[0]

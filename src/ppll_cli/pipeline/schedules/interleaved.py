@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.limits import Count
 from ppll_cli.pipeline.instructions import Backward, Compute, Forward, Measure, Step
 from ppll_cli.pipeline.schedule import Place, Schedule, forward
@@ -31,8 +30,6 @@ class Interleaved(Schedule):
 
     def __init__(self, *, microbatches: int = 1, chunks: Count = 2) -> None:
         super().__init__(microbatches=microbatches)
-        if chunks < 1:
-            raise ConfigError("schedule.chunks", chunks, "must be at least 1")
         self.chunks = chunks
 
     def layout(self, stages: int) -> Sequence[int]:
