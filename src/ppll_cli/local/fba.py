@@ -49,9 +49,9 @@ class FBA(LocalMethod):
         depth: Number of units copied from each later resolution stage, or in total if the model has
             only one resolution stage.
         bank: The settings of the bank.
-        detection_head: See `DetectionHead`; None means `pyramid`. For `level`, a module has the
-            levels for the stride of its map, or for stride 8 if its map is finer. Units whose maps
-            are coarser than this are then not copied.
+        detection_head: See `DetectionHead`; None means `pyramid`. With `level`, a module trains on
+            the levels for the stride of its map, or for stride 8 if its map is finer. Copied units
+            with coarser maps are left out.
     """
 
     bank: FeatureBank
@@ -92,9 +92,9 @@ class FBA(LocalMethod):
         return [index for _, stage in by_stage for index in islice(stage, self.depth)]
 
     def _read(self, site: Site) -> dict[str, Shape]:
-        """Return the names of the banked features that the auxiliary network reads.
+        """Return the banked features that the auxiliary network reads.
 
-        The values are their shapes, before their conversion by `Bank.form`.
+        The keys are names. The values are shapes, before the conversion by `Bank.form`.
         """
         bank = bank_for(self.bank, site.task, site.units)
         if not bank.enabled or bank.fusion == "none":
@@ -221,12 +221,11 @@ def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBan
 
 
 def _long_skips(site: Site) -> dict[str, Shape]:
-    """Return the shapes, by name, of earlier units' outputs that the model's head also reads."""
+    """Return the shapes, by name, of the long skips that are computed up to the module's end."""
     made = zip(site.units[: site.stop], site.features, strict=False)
     shapes = {unit.writes[0]: spec.shape for unit, spec in made}
     return {name: shapes[name] for name in site.units[-1].reads[1:] if name in shapes}
 
 
 def _bank_name(module: int) -> str:
-    """Return the name of the tensor with a module's banked features."""
     return f"bank.{module}"

@@ -23,10 +23,10 @@ CONVOLUTIONS = 2
 
 
 def fusible(maps: Maps, chosen: list[int], own: int, fusion: str) -> tuple[list[int], int]:
-    """Return which of the chosen maps are fused with the map `own`, and the result's channels.
+    """Select the maps to fuse; return their indices, and the number of channels of the result.
 
-    `chosen` and `own` are indices in `maps`. The fusion `add` sums only the maps that have as many
-    channels as the map `own`; the fusion `concatenate` concatenates all of them.
+    `chosen` are indices in `maps`, and `own` is one of them. The fusion `concatenate` concatenates
+    all chosen maps. The fusion `add` sums only those with as many channels as the map `own`.
     """
     if fusion == "add":
         channels = maps[own][1]

@@ -25,15 +25,15 @@ class PyramidBank(Bank):
         self.task = task
 
     def form(self, shape: Shape) -> nn.Module | None:
-        """Return the identity, as the bank holds unchanged maps; None if no pyramid reads them."""
+        """Return the identity; None for a map with a stride that no pyramid reads."""
         return nn.Identity() if self.task.stride("fba", "on", shape) in STRIDES else None
 
     def network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
         """Return a pyramid that reads banked maps, the module's map and the maps of copied units.
 
         For `LevelDetection`, return a network of copied units and a `LevelHead`, which reads their
-        output and banked maps. Copied units are then used only if their map's stride is at most 8,
-        or at most the stride of the module's map.
+        output and banked maps. Copied units are left out if their maps are coarser than the
+        module's map and coarser than stride 8.
         """
         head = head_of(copies.head, PyramidHead, ("local", "fba"), "use local=greedy")
         if not bank.shared_head:
@@ -59,7 +59,7 @@ class BankedPyramid(nn.Module):
     compute from it). For each stride, the last own map is used, as in the model. The fusion
     `concatenate` concatenates the maps of a stride, and the pyramid's 1x1 convolution reduces the
     result to the pyramid's width. The fusion `add` sums the own map and only the banked maps that
-    have the same number of channels.
+    have the same number of channels. If there is no own map, the last banked map replaces it.
 
     `head` is a copy of the model's head, whose settings the new head gets. `own` has the stride and
     channels of the module's map and of each copy's output. `banked` has the stride and channels of

@@ -20,7 +20,7 @@ _INFOPRO = {
         "K4_balanced": "1.7 1.15 2.9",
     },
 }
-"""For each depth and partition: the first unit of each module except module 0, without `layer`.
+"""For each depth and partition: the first units of modules 1, 2 ...; 2.1 means `layer2.1`.
 
 The partitions are taken from github.com/blackfeather-wang/InfoPro-Pytorch. In a balanced partition
 ("InfoPro*" in the paper), all modules need about the same memory.

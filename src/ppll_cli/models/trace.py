@@ -46,8 +46,8 @@ class TracedUnit:
         outputs: Shapes and dtypes of the unit's outputs, in the order of `writes`.
         cost: Cost of the unit.
         changed: Numbers of the inputs that the unit changes in place.
-        shared: For each output that is an input itself or a view of it: the number of the input,
-            and the number of the output.
+        shared: (number of the input, number of the output) for each output that is an input or a
+            view of an input.
         counters: Names of the network's Python attributes that each forward pass in training
             changes.
     """
@@ -78,11 +78,7 @@ _COMPILER = "torch._dynamo"
 
 
 class _Uncompiled(ModuleType):
-    """Stands in for torch's compiler.
-
-    Any use of this object imports the real compiler, except a call of `disable` with a function of
-    torch itself.
-    """
+    """Stands in for torch's compiler, and imports the real compiler when something needs it."""
 
     def disable(self, function: Any = None, *args: Any, **options: Any) -> Any:
         """Return `function` if it belongs to torch; otherwise let the compiler handle the call."""
@@ -203,8 +199,8 @@ def _check_network(module: object) -> None:
 
 def _check_own(module: nn.Module, build: Callable[[], nn.Module]) -> None:
     """Refuse a network with a parameter that existed before `build` built the network."""
-    # A parameter on another device existed before, or `build` made it from a NumPy array. Only in
-    # the first case does a second call return the same parameter.
+    # If a parameter is not on the meta device, it existed before, or `build` made it from a NumPy
+    # array. If it existed before, a second call of `build` returns the same parameter.
     if all(parameter.is_meta for parameter in module.parameters()):
         return
     with torch.device("meta"):
@@ -297,9 +293,10 @@ def _shared(inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> tuple[tuple[
 def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], one_sample: Sequence[ValueSpec]) -> str:
     """Return why the program cannot train a unit, or an empty text.
 
-    Each call of `build` must make new weights. The number of samples must be the size of the first
-    dimension of each output, and must not change any other dimension. Outputs in training must fit
-    into the memory for outputs in evaluation. `one_sample` describes the outputs for one sample.
+    These conditions are checked: each call of `build` makes new weights; the number of samples is
+    the size of the first dimension of each output, and changes no other dimension; outputs in
+    training fit into the memory for outputs in evaluation. `one_sample` describes the outputs for
+    one sample.
 
     Raises:
         TypeError: In training, the unit does not return the tensors of its `writes`.

@@ -33,10 +33,10 @@ class Unit:
         writes: Names of the tensors that the network returns. If a tensor with this name exists
             already, later units read the new tensor.
         adapt: Builds a network of the same kind for an input of another shape; None if this is not
-            possible. Its arguments are the shape of this input and the shape of the original unit's
-            output, both without the batch dimension. The new network may return larger maps than
-            the unit. If the unit also reads long skips (outputs of much earlier units), the new
-            network takes only the first input.
+            possible. It is called as `adapt(shape of the input, shape of this unit's output)`,
+            without batch dimensions. The new network may return larger maps than this unit. If this
+            unit also reads long skips (outputs of much earlier units), the new network takes only
+            the first input.
     """
 
     name: str
@@ -115,7 +115,7 @@ def seeded_model(config: Mapping[str, Any], seed: int) -> Iterator[Model]:
 def units_seeded(
     config: Mapping[str, Any], input_spec: InputSpec, task: Task, seed: int
 ) -> tuple[Unit, ...]:
-    """Make a model and return its units. The random numbers for this depend only on the seed."""
+    """Make a model and its units. Random numbers that are drawn meanwhile depend only on `seed`."""
     with seeded_model(config, seed) as model:
         return tuple(model.units(input_spec, task))
 
