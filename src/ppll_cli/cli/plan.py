@@ -317,7 +317,7 @@ def _told(row: "Row") -> Iterator[str]:
 
 
 def _each(values: Sequence[float], text: Callable[[float], str]) -> str:
-    """Return each stage's or edge's value as text or, if there are many, the largest."""
+    """Return the values of all stages or edges as text; if there are many, only the largest."""
     if len(values) > FEW:
         return f"<= {text(max(values))}"
     return " / ".join(map(text, values))

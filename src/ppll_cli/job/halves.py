@@ -104,7 +104,7 @@ class _Group:
         self._kept[node] = gradients
 
     def starts(self) -> list[_Start]:
-        """Return the edges of the graph at which the group's second half starts, with gradients."""
+        """Return the edges of autograd's graph, with gradients, where the second half starts."""
         arrived = [
             (GradientEdge(node, number), gradient)
             for node in self.nodes

@@ -232,7 +232,7 @@ class Job:
         return any(isinstance(each, BackwardInput) for stream in self.streams() for each in stream)
 
     def microbatch_counts(self) -> set[int]:
-        """Return all numbers of micro-batches that a replica's share of a batch can have."""
+        """Return every possible count of micro-batches in a replica's share of a batch."""
         sizes, replicas = {*self.course.batch_sizes()}, range(self.replicas)
         return {len(self.microbatches(size, replica)) for size in sizes for replica in replicas}
 

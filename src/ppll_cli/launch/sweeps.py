@@ -1,8 +1,8 @@
 """`--multirun resume=SWEEP_DIR`: reads which jobs a sweep has, and which have begun or ended.
 
-Somebody else may have written the sweep's `sweep.json`, to make this program run their code. So a
-user's class, or a setting of Hydra's launcher that may contain a shell command, is used only if the
-user also gives it on the command line. Imports no torch.
+Somebody else may have written the sweep's `sweep.json`, to make this program run their code. So if
+this file names a class from outside this project, or a setting of Hydra's launcher that may contain
+a shell command, the program uses it only if the command line gives it too. Imports no torch.
 """
 
 import os

@@ -205,8 +205,8 @@ def _on_noise(groups: Sequence[Group]) -> Iterator[str]:
     names = dict.fromkeys(f"row {each.name}" for each in references if each and each.seeds > 1)
     if names:
         yield (
-            f"{NOISE} marks values that differ from {' or '.join(names)} by no more than noise can "
-            "explain (Welch's t-test, 5 %); x bp and x ll are compared with their own baselines"
+            f"{NOISE} marks values whose difference from {' or '.join(names)} may be noise "
+            "(Welch's t-test, 5 %); x bp and x ll are tested against the baselines described above"
         )
     alone = [f"row {group.names}" for group in ran if group.seeds == 1]
     if len(ran) > 1 and len(alone) == len(ran):

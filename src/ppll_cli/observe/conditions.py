@@ -249,7 +249,7 @@ def _choice(run: FoundRun, group: str) -> Any:
 
 
 def _choices(run: FoundRun) -> dict[str, Any]:
-    """Return the run's option of each group; new names replace old names. Empty if unknown."""
+    """Return the option that the run chose in each group, under its present name; {} if unknown."""
     found = run.configured("choices")
     return {**ADDED, **choices_now(found)} if isinstance(found, Mapping) else {}
 

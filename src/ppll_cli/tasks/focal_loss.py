@@ -18,9 +18,10 @@ classes by 1 - ALPHA. This is torchvision's default.
 class FocalLoss(torch.autograd.Function):
     """Computes torchvision's `sigmoid_focal_loss`, equal bit for bit, with fewer operations.
 
-    The loss is weight * (1 - p)^2 * -log(p). Here p is the predicted probability of the truth: that
-    the anchor's object has the class, or that it has not. The forward pass keeps three tensors of
-    shape [B, A, C] for the backward pass; autograd would keep nine, and compute the sigmoid again.
+    The loss is weight * (1 - p)^2 * -log(p). Here p is the probability that the model gives
+    to the true answer: the sigmoid of the score if the anchor's object has the class, else 1 minus
+    the sigmoid. The forward pass keeps three tensors of shape [B, A, C] for the backward pass;
+    autograd would keep nine, and compute the sigmoid again.
     """
 
     @staticmethod
@@ -49,5 +50,5 @@ class FocalLoss(torch.autograd.Function):
 
 
 def _wrong(classes: Tensor, scores: Tensor) -> Tensor:
-    """Return 1 - p, where p is the predicted probability of the truth."""
+    """Return 1 - p, where p is the probability that the model gives to the true answer."""
     return 1 - torch.where(classes, scores, 1 - scores)

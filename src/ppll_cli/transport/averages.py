@@ -150,12 +150,12 @@ class Average:
     def finish(self) -> bool:
         """Wait for all sums, and put them into the parameters' gradients.
 
-        If this replica lacks a gradient, the host waits for the device and reads the counts, to
-        learn whether another replica has the gradient.
+        If this replica lacks a gradient, the host waits for the device, and reads how many replicas
+        have the gradient.
 
         Returns:
-            On the CPU, whether any replica had a loss that is not finite. On CUDA always False,
-            because the host would have to wait for the device to read the count.
+            On the CPU, whether any replica had a loss that is not finite. On CUDA always False:
+            to read how many losses were not finite, the host would have to wait for the device.
         """
         counts = [bucket.wait() for bucket in self._buckets]
         lacking = [bucket.lacks for bucket in self._buckets]

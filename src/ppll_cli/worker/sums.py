@@ -28,7 +28,7 @@ class Sums:
     measures: list[Tensor] = field(default_factory=list)
 
     def add(self, loss: Tensor, samples: int, measures: Tensor) -> None:
-        """Add a micro-batch: its mean loss, a scalar, and its measurements, [n, columns]."""
+        """Add a micro-batch: its mean loss (a scalar) and its measurements ([n, columns])."""
         self.loss = self.loss + loss.detach().double() * samples
         self.samples += samples
         self.measures.append(measures)

@@ -47,12 +47,12 @@ def unchanged(tensors: Mapping[str, Tensor], code: str) -> Iterator[None]:
 
 
 def without_aliases(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Return a unit's outputs by name, so that each tensor with a gradient has only one name.
+    """Return a unit's outputs by name, with views in place of tensors that already have a name.
 
-    Tensors in `held` and earlier outputs already have a name. If the unit returns one of them as an
-    output, the new name gets a view of it. Thus autograd first sums the gradients of each name, and
-    then adds these sums. It uses the same order if the outputs are sent to another stage. Another
-    order would round differently.
+    Only tensors with a gradient are replaced. Tensors in `held` and earlier outputs have a name.
+    Because of the views, autograd first sums the gradients of each name, and then adds these sums.
+    Outputs that are sent to another stage have the same order of sums; another order would round
+    differently.
     """
     taken, found = {id(tensor) for tensor in held}, {}
     for name, tensor in made.items():

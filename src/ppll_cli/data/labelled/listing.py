@@ -168,9 +168,10 @@ def from_csv(
 
 
 def _check_classes(source: Path, found: Iterable[str], train: Iterable[str]) -> None:
-    """Compare the classes of a part (`found`) with the classes of the training pictures.
+    """Compare the classes of a split (`found`), such as test, with those of the training pictures.
 
-    A part must not have other classes. A folder must have all classes; a CSV file may lack some.
+    The split must not have classes that the training pictures lack. If `source` is a folder, it
+    must have all of their classes; if it is a CSV file, some may be missing.
     """
     new, lacking = sorted(set(found) - set(train)), sorted(set(train) - set(found))
     if new:

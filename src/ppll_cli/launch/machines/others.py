@@ -31,7 +31,7 @@ VERDICT_S = 10.0
 
 @dataclass
 class Seen:
-    """What a launcher knows about a worker. `done` is the worker's last report."""
+    """What a launcher knows about a worker. `done` is the report with which the worker ended."""
 
     seat: Seat
     name: str
