@@ -1,17 +1,22 @@
 """`recover=stage` with real processes: the stage that was hurt starts again, and nothing else."""
 
+import gc
 import json
 import logging
 import multiprocessing
 import signal
 import sys
+import weakref
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from ppll_cli.errors import WorkerFailedError
+from ppll_cli.job.job import Job
+from ppll_cli.job.links import Recovery
 from ppll_cli.launch.record import DIGEST, write_record
+from ppll_cli.launch.watched import Watched
 from ppll_cli.leaves.files import write_json
 from scripts.benchmarks.session import Process
 from tests.conftest import Result, Runner, assert_same_run, own_model, resumed
@@ -68,6 +73,26 @@ def test_a_worker_that_hangs_starts_again(run: Runner, tmp_path: Path) -> None:
     assert all(one[0] + one[1] <= other[0] + 0.01 for one, other in pairwise(own))
     for stage in result.summary["stages"]:
         assert 0 < stage["snapshot_fraction"] < 1
+
+
+def test_a_run_that_has_ended_keeps_no_shared_memory(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next job of a sweep needs it, maybe before Python's next garbage collection."""
+    begun: list[weakref.ref[Watched]] = []
+    begin = Watched.begin
+
+    def noted(watched: Watched, job: Job, recovery: Recovery | None) -> None:
+        begun.append(weakref.ref(watched))
+        begin(watched, job, recovery)
+
+    monkeypatch.setattr(Watched, "begin", noted)
+    gc.disable()
+    try:
+        run(*DATA, *STAGE, "max_steps=1")
+        assert [each() for each in begun] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_a_fault_that_comes_back_after_two_restarts_ends_the_run(

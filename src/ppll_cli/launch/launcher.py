@@ -159,6 +159,8 @@ class _Launcher:
             watched.kill()  # workers ignore other signals, and have nothing to clean up
         for watched in self.workers:
             watched.clean_up()
+        # `restarts` refers to this object, so a list of workers would keep their shared memory.
+        self.workers.clear()
 
     @contextmanager
     def telling(self) -> Iterator[None]:
