@@ -340,6 +340,6 @@ def test_a_link_in_place_of_a_folder_is_not_written_through(tmp_path: Path) -> N
     unfinished.unlink()
     unfinished.mkdir()
     (unfinished / "stage-0.safetensors").symlink_to(victim / "file")
-    (run_dir / "model.unfinished").symlink_to(victim / "file")
+    (run_dir / f".model.safetensors.{os.getpid()}").symlink_to(victim / "file")
     write_model(save(run_dir, 3, [NAMES]), run_dir / "model.safetensors")
     assert not [*victim.iterdir()]

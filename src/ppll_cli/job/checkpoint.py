@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ppll_cli.errors import ConfigError
@@ -36,7 +36,7 @@ from ppll_cli.job.manifest import (
     checked_manifest,
     read_manifest,
 )
-from ppll_cli.leaves.files import apply_umask, make_folder, remove, write_bytes
+from ppll_cli.leaves.files import apply_umask, make_folder, remove, replacing
 
 log = logging.getLogger(__name__)
 
@@ -241,7 +241,12 @@ def write_model(checkpoint: Path, path: Path, ema: bool = False) -> None:
         OSError, SafetensorError: A file cannot be read, or the model cannot be written.
     """
     checked_manifest(checkpoint)
-    write_bytes(path, save(model_tensors(checkpoint, ema)))
+    with replacing(path) as unfinished:
+        # Without a copy of the model in memory: the tensors are views of the checkpoint's files.
+        save_file(model_tensors(checkpoint, ema), unfinished)
+        apply_umask(unfinished)
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _point_link(name: str, folder: Path) -> None:
