@@ -118,6 +118,16 @@ def test_no_model_is_written_from_a_damaged_checkpoint(
     assert not list((tmp_path / "run").glob("*.unfinished"))
 
 
+def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
+    """Its process ID is in the names, so the next process does not write files of these names."""
+    names = ["model.safetensors", ".model.safetensors.12", ".model_ema.safetensors.12"]
+    for name in names:
+        (tmp_path / name).write_text("half")
+    (tmp_path / "checkpoints" / ".step-3.unfinished").mkdir(parents=True)
+    results.drop_unfinished(tmp_path)
+    assert {each.name for each in tmp_path.rglob("*")} == {"checkpoints", "model.safetensors"}
+
+
 def test_an_unexpected_exception_is_reported_as_a_failed_run(
     end: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -71,8 +71,9 @@ def write_results(
 
 
 def drop_unfinished(run_dir: Path) -> None:
-    """Remove unfinished checkpoints."""
-    for unfinished in run_dir.glob("checkpoints/.step-*"):
+    """Remove unfinished checkpoints, and model files that a killed process did not finish."""
+    patterns = "checkpoints/.step-*", f".{MODEL_FILE}.*", f".{EMA_FILE}.*"
+    for unfinished in [path for pattern in patterns for path in run_dir.glob(pattern)]:
         shutil.rmtree(unfinished, ignore_errors=True)
         with suppress(OSError):  # a worker of another machine may still write there
             remove(unfinished)
