@@ -178,6 +178,14 @@ def test_a_loader_that_does_not_answer_is_an_error(
             started.begin([Wanted(files[0])]).images()
 
 
+def test_closed_loaders_refuse_pictures(files: list[str]) -> None:
+    """Otherwise a thread that makes batches would wait for ever at the end of its process."""
+    closed = Loaders(1, SIDE)
+    closed.close()
+    with pytest.raises(RunFailedError, match="the data loaders have been closed"):
+        closed.begin([Wanted(files[0])])
+
+
 def test_loaders_end_when_their_owner_is_deleted(files: list[str]) -> None:
     started = Loaders(1, SIDE)
     process = started.processes[0]

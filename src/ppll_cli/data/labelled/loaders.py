@@ -73,7 +73,13 @@ class Loaders:
         self.close = Finalize(self, _end, (loaders, self._jobs), exitpriority=10)
 
     def begin(self, wanted: Sequence[Wanted]) -> "Loading":
-        """Start to decode pictures, and return before they are decoded."""
+        """Start to decode pictures, and return before they are decoded.
+
+        Raises:
+            RunFailedError: `close` was called, so nothing would answer.
+        """
+        if not self.close.still_active():
+            raise RunFailedError("the data loaders have been closed")
         images = np.empty((len(wanted), 3, self._side, self._side), np.uint8)
         at_once = min(MOST_AT_ONCE, ceil(len(wanted) / len(self.processes)))
         parts = [slice(first, first + at_once) for first in range(0, len(wanted), at_once)]
