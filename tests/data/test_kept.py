@@ -1,5 +1,6 @@
 """Damaged data in the cache folder are made again. An index that cannot be written is not kept."""
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from ppll_cli.data.fashion_scenes import FashionScenes
 from ppll_cli.data.files import sample_name
+from ppll_cli.data.kept import kept_folder
 from ppll_cli.data.photos import Photos
 from ppll_cli.data.voc import Voc
 from ppll_cli.errors import ConfigError
@@ -110,6 +112,51 @@ def test_a_cache_of_pictures_that_cannot_be_written_is_refused(
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"data.cache=.*file: the cache folder cannot be"):
         photos(cache=str(tmp_path / "file")).load()
+
+
+def text_of(folder: Path) -> str:
+    return (folder / "text").read_text()
+
+
+def made_with(text: str) -> Callable[[Path], None]:
+    """Return a function that fills a folder of the cache with a text."""
+
+    def make(folder: Path) -> None:
+        (folder / "text").write_text(text)
+
+    return make
+
+
+def test_a_folder_that_could_not_be_read_once_stays(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    tried: list[Path] = []
+
+    def fails_once(folder: Path) -> str:
+        tried.append(folder)
+        if len(tried) == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return text_of(folder)
+
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    kept_folder(kept, made_with("long work"), text_of)
+    with pytest.raises(ConfigError, match="No space left"):
+        kept_folder(kept, full, fails_once)
+    assert text_of(kept) == "long work"
+    tried.clear()
+    assert kept_folder(kept, made_with("other"), fails_once) == "long work"
+    assert text_of(kept) == "long work"
+
+
+def test_a_folder_that_another_run_has_replaced_stays(tmp_path: Path) -> None:
+    def slow(folder: Path) -> None:
+        kept_folder(tmp_path / "kept", made_with("first"), text_of)
+        made_with("second")(folder)
+
+    (tmp_path / "kept").write_text("damaged")
+    assert kept_folder(tmp_path / "kept", slow, text_of) == "first"
+    assert [each.name for each in tmp_path.iterdir()] == ["kept"]
 
 
 def test_a_folder_that_is_listed_twice_is_refused(

@@ -135,10 +135,13 @@ def _kept(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=".making-") as scratch:
+            write(made := Path(scratch, "made"))
             if damaged:
+                # Another run may have replaced it, or only reading it failed. Then it must stay.
+                with suppress(Exception):
+                    return read(path)
                 with suppress(FileNotFoundError):  # another run has moved it
                     os.replace(path, Path(scratch, "damaged"))
-            write(made := Path(scratch, "made"))
             try:
                 os.replace(made, path)
             except OSError:
