@@ -86,7 +86,8 @@ class NonFiniteError(PpllError):
 
     def __init__(self, step: int | None, module: int, norm: float | None) -> None:
         when = "of a recent step" if step is None else f"of step {step}"
-        seen = "" if norm is None else f"; its largest gradient norm is {norm:.3g}"
+        where = "in the chunk that computes it"
+        seen = "" if norm is None else f"; the largest gradient norm {where} is {norm:.3g}"
         super().__init__(
             f"the loss of module {module} {when} is not finite{seen}; try a smaller optim.lr,"
             " optim.warmup_epochs, optim.clip_norm=1, precision=fp32 if it is bf16, or"

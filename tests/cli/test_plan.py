@@ -70,9 +70,15 @@ def test_a_narrow_terminal_cuts_off_no_digits() -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["gpus=1,x"], "gpus=x: must be a valid integer"),
+        (
+            ["gpus=1,x"],
+            "gpus=x: must be a valid integer; give whole numbers, as in gpus=1,2,4,8",
+        ),
         (["gpus=2,0"], "gpus=0: must be greater than or equal to 1"),
-        (["replicas=2,x"], "replicas=x: must be a valid integer"),
+        (
+            ["replicas=2,x"],
+            "replicas=x: must be a valid integer; give whole numbers, as in replicas=1,2,4,8",
+        ),
         (["replicas=3"], "replicas=3: gpus=1 cannot be divided evenly"),
         (["gpus=1,"], "gpus=1,: Hydra cannot parse this override: mismatched input"),
         (["model=vit,resnet32"], "model=vit,resnet32: ppll-plan takes several values only"),

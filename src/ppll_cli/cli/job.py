@@ -77,7 +77,7 @@ class Jobs:
         """Store the folder for results in `folder` and `above`, before Hydra makes it."""
         self.folder = folder.absolute()
         places = (self.folder, *self.folder.parents)
-        self.above = next(path for path in places if path.exists())
+        self.above = next(path for path in places if os.path.exists(path))
 
     def run(self, cfg: "DictConfig") -> float | None:
         """Run a job, and return the value of its objective, which a sweeper may read.
@@ -206,7 +206,7 @@ def remove_sweep(folder: Path, above: Path) -> None:
     The folder stays if it existed before the command, or if another sweep runs there. `above` is as
     for `remove_refused`.
     """
-    if folder == above or not folder.is_dir() or sweep_runs(folder):
+    if folder == above or not os.path.isdir(folder) or sweep_runs(folder):
         return
     if {path.name for path in folder.iterdir()} <= SWEPT:
         remove_refused(folder, SWEPT, above)

@@ -185,7 +185,11 @@ def _lists(overrides: Sequence[str]) -> tuple[dict[str, tuple[Any, ...]], list[s
         raise ConfigError("schedule._target_", classes[0], problem, remedy)
     for key in ("gpus", "replicas"):
         for number in lists[key]:
-            checked(key, number, Count)
+            try:
+                checked(key, number, Count)
+            except ConfigError as error:
+                remedy = f"give whole numbers, as in {key}=1,2,4,8"
+                raise ConfigError(key, number, error.problem, remedy) from None
     return lists, given
 
 

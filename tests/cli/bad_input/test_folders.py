@@ -94,6 +94,13 @@ def test_a_run_is_resumed_in_its_own_folder_only(
         ("", "give hydra.run.dir=FOLDER", "hydra.run.dir=outputs", partial(write, "outputs")),
         ("hydra.run.dir=/proc/a/b", "can write to", None, None),
         ("hydra.run.dir=null", "not the name of a folder", None, None),
+        (f"hydra.run.dir={'a' * 300}", "name too long", "hydra.run.dir=aaa", None),
+        (
+            f"--multirun seed=1,2 hydra.sweep.dir={'a' * 300}",
+            "name too long",
+            "hydra.sweep.dir=aaa",
+            None,
+        ),
     ],
 )
 def test_a_folder_that_cannot_be_a_new_run_directory_is_refused(
