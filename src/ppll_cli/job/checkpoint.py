@@ -245,8 +245,6 @@ def write_model(checkpoint: Path, path: Path, ema: bool = False) -> None:
         # Without a copy of the model in memory: the tensors are views of the checkpoint's files.
         save_file(model_tensors(checkpoint, ema), unfinished)
         apply_umask(unfinished)
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
 
 
 def _point_link(name: str, folder: Path) -> None:

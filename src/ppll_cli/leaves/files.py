@@ -38,21 +38,21 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write or replace a file; after a crash it has the old or the new content, never a part."""
     with replacing(path) as unfinished, unfinished.open("xb") as file:  # "x" follows no link
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Provide the path of a new file, which replaces the file `path` after the `with` block.
 
-    The block must create the new file, and wait until its content is on the disk. If the block
-    fails, the new file is removed, and the old file is still there.
+    The block must create the new file. The old file is replaced after the content of the new file
+    is on the disk. If this or the block fails, the new file is removed, and the old file stays.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.unlink(missing_ok=True)  # left by a killed process that had the same process ID
         yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
         unfinished.rename(path)
     except Exception:
         with suppress(OSError):  # the first error says more
