@@ -183,6 +183,26 @@ def test_classes_and_trackers_must_be_named_again(main: Main, jobs: Jobs, tmp_pa
     assert jobs.trackers["1"] == "tensorboard"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "given", [["experiment=mine"], ["+model.part._target_=a.Mine", "++seed=7", "~model.heads"]]
+)
+def test_classes_whose_keys_were_added_can_be_named_again(
+    main: Main, jobs: Jobs, tmp_path: Path, given: list[str]
+) -> None:
+    """No option of `model` has the key: Hydra refused the class that the command named again."""
+    preset = tmp_path / "conf" / "experiment" / "mine.yaml"
+    preset.parent.mkdir(parents=True)
+    preset.write_text("# @package _global_\nmodel:\n  part:\n    _target_: a.Mine\n")
+    jobs.plan["0"] = "interrupted"
+    said = main("-m", "--config-dir=conf", "hydra.sweep.dir=swept", "epochs=1,2", *given)
+    (command,) = re.findall(r"^ *to continue the sweep: (.*)$", said.err, re.MULTILINE)
+    ((_, _, seed),) = jobs.ran
+    said = main(*arguments_of(command))
+    assert said.status == 0, said.err
+    assert jobs.ran[1:] == [("0", True, seed), ("1", False, seed)]
+
+
 def test_only_one_process_can_run_a_sweep(main: Main, jobs: Jobs, tmp_path: Path) -> None:
     jobs.plan["0"] = "interrupted"
     main("-m", "seed=0,1", "hydra.sweep.dir=swept")

@@ -208,6 +208,14 @@ def test_a_users_class_nested_in_an_option_is_refused(folder: Path) -> None:
         change(folder)
 
 
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_a_class_whose_key_was_added_can_be_named_again(folder: Path, plus: str) -> None:
+    """No option has the key, so Hydra refused it without `+`, as the program prints it."""
+    spoil(folder, model={**composed()[0]["model"], "extra": {"deep": {"_target_": EVIL}}})
+    config = change(folder, f"{plus}model.extra.deep._target_={EVIL}")[0]
+    assert config["model"]["extra"] == {"deep": {"_target_": EVIL}}
+
+
 def test_a_users_class_is_named_again_without_its_arguments(folder: Path) -> None:
     """Keys that were added or removed are so again. They may be repeated."""
     model = own_model("Skipping", width=4)

@@ -105,8 +105,14 @@ class Recorded:
         if not _names_tracker(overrides):
             choices["tracker"] = "none"
         own = [f"{group}={choices[group]}" for group in GROUPS]
+        given = []
+        for override in parsed(overrides):
+            key, said = override.key_or_group, text(override)
+            # If `+` or a preset added the key of a recorded class, the recorded options lack it.
+            repeats = key.endswith("._target_") and at(self.config, key) == override.value()
+            given.append(f"++{said.lstrip('+')}" if repeats else said)
         where = [setting("hydra.run.dir", str(self.run_dir)), "hydra.output_subdir=null"]
-        return [*own, *overrides, *where]
+        return [*own, *given, *where]
 
     def changed(
         self, composed: Mapping[str, Any], choices: Mapping[str, str], overrides: Sequence[str]
