@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ppll_cli.cli.job import remove_refused, remove_sweep
+from ppll_cli.cli.job import HYDRAS, remove_refused, remove_sweep
 from ppll_cli.launch.locks import locked_sweep
+from ppll_cli.observe.runs import LOG_FILE
 
 
 @pytest.fixture
@@ -46,5 +47,5 @@ def test_only_folders_made_for_a_refused_run_are_removed(tmp_path: Path) -> None
     run_dir = tmp_path / "mine" / "new" / "run"
     (run_dir / ".hydra").mkdir(parents=True)
     (run_dir / "ppll-run.log").write_text("")
-    remove_refused(run_dir, {".hydra", "ppll-run.log"}, tmp_path / "mine")
+    remove_refused(run_dir, {*HYDRAS, LOG_FILE}, tmp_path / "mine")
     assert list((tmp_path / "mine").iterdir()) == []

@@ -4,10 +4,12 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 from ppll_cli.config.commands import command, short_path
@@ -16,7 +18,7 @@ from ppll_cli.errors import ConfigError, Interrupted, PpllError
 from ppll_cli.launch.locks import sweep_runs
 from ppll_cli.leaves.files import remove
 from ppll_cli.observe import streams
-from ppll_cli.observe.runs import CONFIG_FILE, REFUSED_FILE, SWEEP_FILE
+from ppll_cli.observe.runs import CONFIG_FILE, LOG_FILE, REFUSED_FILE, SWEEP_FILE
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -30,6 +32,9 @@ log = logging.getLogger(__name__)
 
 BEGAN_S = time.monotonic()
 """When this process began, on the clock of `time.monotonic`."""
+
+HYDRAS = (".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml")
+"""Files that Hydra writes into a run directory, besides the log."""
 
 SWEPT = {"multirun.yaml", REFUSED_FILE, SWEEP_FILE}
 """Names that the folder of a sweep may contain if all its jobs were refused."""
@@ -51,6 +56,7 @@ class Jobs:
         swept: The record of the sweep to be resumed; None for a new sweep and for a single run.
         folder: The folder of the run or of the sweep.
         above: `folder`, or the nearest folder above it, that existed before the command.
+        earlier: The files in `folder` that Hydra replaces, with their content before the command.
         process: ID of the process that runs the command; jobs may run in other processes.
         resume_command: The command that resumes the sweep; None until the sweep can be resumed.
         began: Whether Hydra has begun a job.
@@ -67,6 +73,7 @@ class Jobs:
     swept: "RecordedSweep | None" = None
     folder: Path = Path()
     above: Path = Path()
+    earlier: Mapping[Path, bytes] = field(default_factory=dict)
     process: int = field(default_factory=os.getpid)
     resume_command: str | None = None
     began: bool = False
@@ -74,10 +81,12 @@ class Jobs:
     ends: list[str] = field(default_factory=list)
 
     def begin_in(self, folder: Path) -> None:
-        """Store the folder for results in `folder` and `above`, before Hydra makes it."""
-        self.folder = folder.absolute()
+        """Store the folder for results, and what Hydra will replace there, before Hydra writes."""
+        self.folder = Path(os.path.abspath(folder))  # without `..`, as Hydra names it
         places = (self.folder, *self.folder.parents)
         self.above = next(path for path in places if os.path.exists(path))
+        files = [self.folder / name for name in (*HYDRAS, LOG_FILE)]
+        self.earlier = {file: file.read_bytes() for file in files if os.path.isfile(file)}
 
     def run(self, cfg: "DictConfig") -> float | None:
         """Run a job, and return the value of its objective, which a sweeper may read.
@@ -123,10 +132,11 @@ class Jobs:
 
         hydra_config = HydraConfig.get()
         run_dir = Path(hydra_config.runtime.output_dir)
-        ours = {".hydra", f"{hydra_config.job.name}.log"}
-        strangers = sorted({path.name for path in run_dir.iterdir()} - ours)
+        ours = {*HYDRAS, f"{hydra_config.job.name}.log"}
+        strangers = sorted({p.name for p in run_dir.iterdir()} - {Path(n).parts[0] for n in ours})
         goes_on = self.before or (self.swept is not None and CONFIG_FILE in strangers)
         if strangers and not goes_on:
+            remove_refused(run_dir, ours, self.above, self.earlier)
             problem = f"is not empty: it holds {strangers[0]}"
             raise ConfigError("hydra.run.dir", run_dir, problem, "choose a new folder")
         try:
@@ -142,7 +152,7 @@ class Jobs:
             raise
         except (ConfigError, OmegaConfBaseException):
             if not (run_dir / CONFIG_FILE).exists():  # no run has begun in this folder
-                remove_refused(run_dir, ours, self.above)
+                remove_refused(run_dir, ours, self.above, self.earlier)
             raise
         warn_of_tuning(hydra_config, run.objective)
         return value(run.objective, summary)
@@ -186,18 +196,24 @@ def how_to_resume(command: str) -> str:
     return f"  to continue the sweep: {command}"
 
 
-def remove_refused(folder: Path, ours: Set[str], above: Path) -> None:
+def remove_refused(
+    folder: Path, ours: Set[str], above: Path, earlier: Mapping[Path, bytes] = MappingProxyType({})
+) -> None:
     """Remove Hydra's files in the folder of a refused run; then remove folders that became empty.
 
     The run directory is removed first, then its parents, up to the folder `above`, which existed
-    before the command and stays. `ours` has the names of Hydra's files and folders.
+    before the command and stays. `ours` has the names of Hydra's files. A file in `earlier` gets
+    back its content.
     """
-    for name in ours:
-        remove(folder / name)
-    for path in (folder, *folder.parents):
-        if above not in path.parents or any(path.iterdir()):
-            return
-        path.rmdir()
+    for path in (folder / name for name in ours):
+        if path in earlier:
+            path.write_bytes(earlier[path])
+        else:
+            remove(path)
+    for path in (folder / ".hydra", folder, *folder.parents):
+        if above in path.parents:
+            with suppress(OSError):  # it is not empty, or missing
+                path.rmdir()
 
 
 def remove_sweep(folder: Path, above: Path) -> None:

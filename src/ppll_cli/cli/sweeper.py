@@ -34,7 +34,7 @@ from ppll_cli.launch.locks import locked_sweep
 from ppll_cli.launch.resume import OPTION
 from ppll_cli.launch.sweeps import LAUNCHER, RecordedSweep, inside, is_plain, record_of
 from ppll_cli.leaves.files import make_folder, remove
-from ppll_cli.observe.runs import CONFIG_FILE, REFUSED_FILE
+from ppll_cli.observe.runs import CONFIG_FILE, REFUSED_FILE, only_started
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +76,10 @@ class BasicSweeper(basic_sweeper.BasicSweeper):
         folders = [_folder(config) for config in configs]
         record = record_of(self._launched_by(), jobs, folders)
         again = [setting("resume", str(folder)), *self._again(jobs, configs)]
+        _check_new(folder, folders)
         make_folder(folder)
         with locked_sweep(folder, begins=True) as file:
-            _check_new(folder, folders)
+            _check_new(folder, folders)  # another sweep may have begun and ended meanwhile
             _write(file, json.dumps(record, indent=2) + "\n")
             OmegaConf.save(self.config, folder / "multirun.yaml")
             Jobs.current.resume_command = _resume_command(*again)
@@ -216,13 +217,18 @@ def _folder(config: DictConfig) -> str | None:
 
 
 def _check_new(folder: Path, names: Sequence[str | None]) -> None:
-    """Refuse to begin a sweep in another sweep's folder, whose record would be lost."""
+    """Refuse to begin a sweep where files would be lost, such as another sweep's record."""
     for number, name in enumerate(names):
-        if name is not None and os.path.lexists(folder / name / CONFIG_FILE):
+        if name is None or not os.path.isdir(folder / name):
+            continue
+        if os.path.lexists(folder / name / CONFIG_FILE):
             problem = f"its subfolder {name} has job {number} of another sweep"
             resume = command("ppll-run", "--multirun", setting("resume", str(folder)))
             remedy = f"choose a new folder, or continue that sweep: {resume}"
             raise ConfigError("hydra.sweep.dir", folder, problem, remedy)
+        if not only_started(folder / name):
+            problem = f"its subfolder {name} is not empty"
+            raise ConfigError("hydra.sweep.dir", folder, problem, "choose a new folder")
 
 
 def _check_options(folder: Path, number: int, config: DictConfig) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from ppll_cli.config.composition import GROUPS
 from ppll_cli.launch.record import CONFIG_FORMAT
-from tests.cli.bad_input.conftest import Refused, write
+from tests.cli.bad_input.conftest import Refusal, Refused, write
 
 
 def folder(name: str) -> None:
@@ -130,3 +130,37 @@ def test_a_refused_run_leaves_no_folder(refused: Refused, arguments: str, words:
     """An empty folder that existed before stays, and nothing is left in it."""
     folder("a")
     refused(arguments, words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "more"),
+    [
+        ("hydra.run.dir=../cwd/a gpus=11", "use gpus=10", []),
+        # Before Hydra starts, the program does not know this folder.
+        ("--config-dir=conf model=mine hydra.run.dir=${model.dim}", "is not empty", ["results"]),
+    ],
+)
+def test_a_refused_run_changes_no_file_in_a_folder_that_existed(
+    refusal: Refusal, arguments: str, words: str, more: list[str]
+) -> None:
+    """Hydra replaces its own files, and the program then removed `.hydra`, the user's files too."""
+    folder("conf")
+    write("conf/model/mine.yaml", "_target_: a.Mine\ndim: a\n")
+    folder("a")
+    for name in (".hydra/config.yaml", ".hydra/notes", "ppll-run.log", *more):
+        write(f"a/{name}", f"this is {name}")
+    assert words in refusal(arguments.split())
+    for name in (".hydra/config.yaml", ".hydra/notes", "ppll-run.log", *more):
+        assert Path("a", name).read_text() == f"this is {name}"
+
+
+def test_a_sweep_whose_subfolder_is_not_empty_is_refused(refusal: Refusal) -> None:
+    """Hydra replaced files of another program in `.hydra`, and only then the job was refused."""
+    folder("a")
+    folder("a/1")
+    names = ("a/1/.hydra/config.yaml", "a/1/results")
+    for name in names:
+        write(name, "theirs")
+    line = refusal(["--multirun", "hydra.sweep.dir=a", "seed=1,2"])
+    assert line.endswith("its subfolder 1 is not empty; choose a new folder")
+    assert [Path(name).read_text() for name in names] == ["theirs", "theirs"]
