@@ -99,6 +99,8 @@ def test_a_narrow_terminal_cuts_off_no_digits() -> None:
         ),
         (["optim.lr=-1"], "optim.lr=-1: must be greater than 0"),
         (["resume=outputs/run"], "resume=outputs/run: is only for ppll-run; give the overrides"),
+        (["hydra.run.dir=x"], "hydra.run.dir=x: is only for ppll-run; leave it out"),
+        (["+hydra/launcher=a,b"], "hydra/launcher=a,b: is only for ppll-run; leave it out"),
         (["model.dim=${nothing}"], "model.dim=${nothing}: Interpolation key 'nothing' not found"),
         (["data.root=/nonexistent"], "data.root=/nonexistent: is not a folder that can be read"),
         (["--multirun"], "arguments=--multirun: unrecognized arguments: --multirun; see "),

@@ -5,6 +5,7 @@ Imports no torch.
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from ppll_cli.config.commands import command, search_path
+from ppll_cli.config.commands import SEARCH_PATH, command, key_of, search_path
 from ppll_cli.errors import ConfigError, Interrupted, RunFailedError, WorkerFailedError
 from ppll_cli.leaves.programs import ending_signals
 from ppll_cli.observe import streams
@@ -78,6 +79,17 @@ def searched(config_dir: Path | None) -> list[str]:
     if config_dir is None:
         return []
     return [search_path([config_dir])]
+
+
+def check_for_all(override: str, remedy: str) -> None:
+    """Refuse an override that has a meaning only for a command that writes a run.
+
+    Such overrides are `resume` and those of Hydra's keys, except the key of the search path, which
+    adds folders as `--config-dir` does.
+    """
+    key, value = key_of(override), override.partition("=")[2]
+    if re.match(r"(resume|hydra)\b", key) and key != SEARCH_PATH:
+        raise ConfigError(key, value, "is only for ppll-run", remedy)
 
 
 class Parser(argparse.ArgumentParser):

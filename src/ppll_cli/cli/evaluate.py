@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ppll_cli.cli.arguments import Parser, script, searched
+from ppll_cli.cli.arguments import Parser, check_for_all, script, searched
 from ppll_cli.config.commands import key_of
 from ppll_cli.config.composition import composed
 from ppll_cli.config.settings import Settings, parse
@@ -198,11 +198,9 @@ def _configured(
             given = override.partition("=")[2]
             raise refused(key, given, run.recorded_as(key), free=FREE, who="an evaluation")
 
+    for each in overrides:
+        check_for_all(each, f"ppll-eval takes {', '.join(FREE)} and data.KEY")
     given = [key_of(each) for each in overrides]
-    for key in given:
-        if key.split(".")[0] in ("hydra", "resume"):
-            remedy = f"ppll-eval takes {', '.join(FREE)} and data.KEY"
-            raise ConfigError(key, "", "is only for ppll-run", remedy)
     here = [*overrides, *searched(config_dir)]
     try:
         config, chosen = run.with_changes(*composed(run.arguments(here)), overrides, check)
