@@ -82,6 +82,7 @@ def test_overrides_that_do_not_apply_to_a_resumed_sweep_are_refused(
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
+        ({"format": True}, r"has format True, and this program knows 1"),
         ({"format": 2}, r"has format 2, and this program knows 1; use the ppll-run"),
         ({"sweeper": "optuna"}, "its sweeper optuna is a search, which chooses each job by the"),
         ({"sweeper": None}, "its sweeper None is a search"),

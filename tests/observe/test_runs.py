@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ppll_cli.observe.conditions import seed
 from ppll_cli.observe.runs import Evaluation, find
 from tests.observe.compared_runs import line, write
 
@@ -109,6 +110,17 @@ def test_damaged_lines_of_refused_jobs_are_ignored(tmp_path: Path) -> None:
     lines = [{"job": "/etc"}, {"job": 0, "overrides": 3}, {"job": 1}]
     write(tmp_path, refused="".join(json.dumps(each) + "\n" for each in lines))
     assert [run.name for run in find([tmp_path])] == ["1"]
+
+
+def test_true_and_false_are_not_numbers(tmp_path: Path) -> None:
+    """In Python, true equals 1, so a damaged file gave numbers that no run had measured."""
+    summary = {"status": "completed", "schedule": "bp", "steps": True, "seed": True}
+    metrics = line(20, 0.5) + line(30, True) + line(40, 0.25, seconds=True)
+    write(tmp_path / "0", config=CONFIG, summary=summary, metrics=metrics)
+    write(tmp_path, refused='{"job": true}\n{"job": 2}\n')
+    run, refused = find([tmp_path])
+    assert (run.status, seed(run), refused.name) == ("completed", None, "2")
+    assert run.evaluations == [Evaluation(20, None, 0.5), Evaluation(40, None, 0.25)]
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:

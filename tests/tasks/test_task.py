@@ -46,6 +46,7 @@ def test_measurements_are_float64() -> None:
             {"distance": torch.ones(())},
             "returned Tensor for 'distance' instead of an int or a float",
         ),
+        ({"distance": True}, "returned bool for 'distance' instead of an int or a float"),
         ({"half": 1.0}, "returned half, but the metric is 'distance'"),
         ({"distance": 1.0, "step": 4}, "returned 'step', a name with another meaning in metrics"),
         ({}, "returned nothing, but the metric is 'distance'"),

@@ -24,7 +24,7 @@ from ppll_cli.local.method import LocalMethod, module_criterion
 from ppll_cli.models.plain import PlainModel
 from ppll_cli.models.unit import make_seeded
 from ppll_cli.observe.metrics import Metrics
-from ppll_cli.observe.runs import CONFIG_FILE, SUMMARY_FILE, object_in
+from ppll_cli.observe.runs import CONFIG_FILE, SUMMARY_FILE, object_in, whole
 from ppll_cli.prepare.preparation import Prepared
 from ppll_cli.tasks.task import lower_is_better
 from ppll_cli.worker.versions import saved_name
@@ -162,7 +162,8 @@ def finished(
         return None
     summary = object_in(run_dir / SUMMARY_FILE)
     measured = all(isinstance(summary.get(key), dict) for key in ("train", "test"))
-    if (summary.get("status"), summary.get("steps")) != ("completed", start.step) or not measured:
+    ended = summary.get("status"), whole(summary.get("steps"))
+    if ended != ("completed", start.step) or not measured:
         return None
     try:
         objective.value(wanted, summary)

@@ -1,7 +1,7 @@
 """Evaluates the model of a finished run, on its own data or on other data for the same task."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +11,7 @@ from torch import Tensor
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.schedule import schedule_of
 from ppll_cli.launch.loaded import OURS, LoadedRun
-from ppll_cli.leaves.files import read_json
-from ppll_cli.observe.runs import SUMMARY_FILE, finite
+from ppll_cli.observe.runs import SUMMARY_FILE, finite, object_in, whole
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.prepare.course import evaluated_together, largest_micro_batch
 from ppll_cli.tasks.details import Details
@@ -105,9 +104,8 @@ def _microbatches(run: LoadedRun) -> int:
 
     The number is read from the run's summary, because the user's class is not imported here.
     """
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        return int(read_json(run.run_dir / SUMMARY_FILE)["microbatches"])
-    return int(run.settings.schedule.get("microbatches") or 1)
+    recorded = whole(object_in(run.run_dir / SUMMARY_FILE).get("microbatches"))
+    return recorded or int(run.settings.schedule.get("microbatches") or 1)
 
 
 def _details(run: LoadedRun, split: str, rows: Tensor) -> Details | None:

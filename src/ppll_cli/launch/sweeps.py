@@ -22,7 +22,7 @@ from ppll_cli.config.settings import parse
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch.resume import OPTION, Recorded, named, recorded
 from ppll_cli.leaves.files import problem_of, read_json
-from ppll_cli.observe.runs import CONFIG_FILE, SWEEP_FILE, read_run
+from ppll_cli.observe.runs import CONFIG_FILE, SWEEP_FILE, read_run, whole
 
 SWEEP_FORMAT = 1
 """Format number of `sweep.json`."""
@@ -221,7 +221,7 @@ def read_sweep(folder: Path) -> RecordedSweep:
         raise _no_sweep(folder, f"that file cannot be read: {problem_of(error)}") from None
     if not isinstance(record, dict) or (folder / SWEEP_FILE).is_symlink():
         raise _no_sweep(folder, "that file is a link, or not a JSON object")
-    if (version := record.get("format")) != SWEEP_FORMAT:
+    if whole(version := record.get("format")) != SWEEP_FORMAT:
         problem = f"its {SWEEP_FILE} has format {version}, and this program knows {SWEEP_FORMAT}"
         raise ConfigError("resume", folder, problem, "use the ppll-run that wrote it")
     if record.get("sweeper") != BASIC:

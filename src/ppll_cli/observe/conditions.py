@@ -10,7 +10,7 @@ from typing import Any
 from ppll_cli.config.moved import ADDED, choices_now
 from ppll_cli.leaves.nested import flat
 from ppll_cli.leaves.printable import printable
-from ppll_cli.observe.runs import FoundRun
+from ppll_cli.observe.runs import FoundRun, whole
 
 Conditions = Mapping[str, Any]
 """Values that must be equal for two runs to be comparable.
@@ -147,8 +147,7 @@ def seedless(run: FoundRun) -> Conditions:
 
 def seed(run: FoundRun) -> int | None:
     """Return a run's seed; None if unknown."""
-    found = run.recorded("seed")
-    return found if isinstance(found, int) else None
+    return whole(run.recorded("seed"))
 
 
 def name(run: FoundRun) -> str | None:

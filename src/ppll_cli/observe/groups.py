@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ppll_cli.observe.conditions import Conditions, name_without_seed, seed, seedless, unequal
 from ppll_cli.observe.conditions import name as given
-from ppll_cli.observe.runs import FoundRun, finite
+from ppll_cli.observe.runs import FoundRun, finite, whole
 
 LONGEST_NAMES = 24
 """Largest length of a list of run names, in characters; a longer list is shortened, for
@@ -81,8 +81,7 @@ class Row:
     @property
     def gpus(self) -> int | None:
         """Number of devices; None if unknown."""
-        gpus = self.run.get("gpus")
-        return gpus if isinstance(gpus, int) else None
+        return whole(self.run.get("gpus"))
 
     def of_stages(self, key: str) -> list[float]:
         """Return the summary's number under `key` for each stage that has one."""

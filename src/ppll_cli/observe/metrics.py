@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from ppll_cli.leaves.files import read_json_lines, write_text
 from ppll_cli.leaves.metric_lines import CONDITIONS
-from ppll_cli.observe.runs import finite
+from ppll_cli.observe.runs import finite, whole
 from ppll_cli.tasks.task import Task
 
 Line = dict[str, Any]
@@ -195,4 +195,4 @@ def _is_line(line: Mapping[str, Any]) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+    return (found := whole(value)) is not None and 0 <= found < 1 << 63

@@ -180,8 +180,8 @@ def read_run(folder: Path) -> FoundRun | None:
     if "choices" not in config and not {"status", "schedule"} <= {*summary}:
         return None
     lines = list(_objects(folder / METRICS_FILE))
-    steps = summary.get("steps")
-    if isinstance(steps, int) and max(map(_step, lines), default=0) > steps:
+    steps = whole(summary.get("steps"))
+    if steps is not None and max(map(_step, lines), default=0) > steps:
         summary = {}  # the run was resumed after it had ended
     metric, evaluations = _evaluations(lines)
     return FoundRun(
@@ -198,8 +198,8 @@ def read_run(folder: Path) -> FoundRun | None:
 
 def _refused(file: Path) -> Iterator[tuple[Path, FoundRun]]:
     for line in _objects(file):
-        job, given = line.get("job"), line.get("overrides", [])
-        if not isinstance(job, int) or not isinstance(given, list):
+        job, given = whole(line.get("job")), line.get("overrides", [])
+        if job is None or not isinstance(given, list):
             continue
         overrides, name = [str(override) for override in given], str(job)
         error = str(line.get("error", ""))
@@ -235,13 +235,17 @@ def _metric(summary: Mapping[str, Any]) -> str | None:
 
 def finite(value: Any) -> float | None:
     """Return a JSON value if it is a finite number that a float can hold, else None."""
-    fits = isinstance(value, int | float) and abs(value) <= sys.float_info.max
-    return value if fits else None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and abs(value) <= sys.float_info.max else None
+
+
+def whole(value: Any) -> int | None:
+    """Return a JSON value if it is a whole number, else None."""
+    return value if type(value) is int else None  # to `isinstance`, true would be the number 1
 
 
 def _step(line: Mapping[str, Any]) -> int:
-    step = line.get("step")
-    return step if isinstance(step, int) else 0
+    return whole(line.get("step")) or 0
 
 
 def object_in(file: Path) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def scored(task: Task, rows: Tensor, metric_required: bool) -> dict[str, float]:
     problem = ""
     if not isinstance(scores, Mapping):
         problem = f"returned {type(scores).__name__} instead of a mapping of names to numbers"
-    elif wrong := [name for name, value in scores.items() if not isinstance(value, int | float)]:
+    elif wrong := [name for name, value in scores.items() if not _is_number(value)]:
         kind = type(scores[wrong[0]]).__name__
         problem = f"returned {kind} for {wrong[0]!r} instead of an int or a float"
     elif taken := LINE_KEYS & scores.keys():
@@ -103,6 +103,10 @@ def scored(task: Task, rows: Tensor, metric_required: bool) -> dict[str, float]:
     if problem:
         raise TypeError(f"{_name(task)}.score() {problem}")
     return dict(scores)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def lower_is_better(task: Task) -> bool:
