@@ -1,5 +1,7 @@
 """The part of ppll-eval that imports torch: it evaluates, predicts, and shows the results."""
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,9 @@ MOST_ROWS = 20
 
 MOST_LABELS = 3
 """Largest number of labels or boxes that are printed for a picture."""
+
+_PLAIN = re.compile(r'[^\s,"]+( [^\s,"]+)*')
+"""Matches names that are printed without quotes in a list with commas."""
 
 
 def report(asked: "EvaluationRequest") -> None:
@@ -203,14 +208,19 @@ def _number(value: Any) -> str:
 def _predicted(found: Mapping[str, Any]) -> str:
     if "probabilities" in found:
         sure = found["probabilities"][:MOST_LABELS]
-        said = ", ".join(f"{each['class']} {each['probability']:.4f}" for each in sure)
+        said = ", ".join(f"{_quoted(each['class'])} {each['probability']:.4f}" for each in sure)
     elif "boxes" in found:
         sure = found["boxes"][:MOST_LABELS]
         said = f"{len(found['boxes'])} boxes" + (": " if sure else "")
-        said += ", ".join(f"{each['class']} {each['score']:.2f}" for each in sure)
+        said += ", ".join(f"{_quoted(each['class'])} {each['score']:.2f}" for each in sure)
     elif "width" in found:
         said = f"{found['width']}x{found['height']} pixels"
     else:
         said = "see " + RESULTS_FILE
     picture = f", {found['picture']}" if "picture" in found else ""
     return f"{found['file']}: {said}{picture}"
+
+
+def _quoted(name: str) -> str:
+    """Return a class name for a list with commas; in quotes, as in JSON, if it needs them."""
+    return name if _PLAIN.fullmatch(name) else json.dumps(name, ensure_ascii=False)
