@@ -22,9 +22,14 @@ from tests.warm import passes_in_a_new_process
 BATCH = {IMAGE: ValueSpec((2, 6, 5), torch.float32)}
 
 
+def frozen() -> nn.Module:
+    return nn.Linear(3, 5).requires_grad_(False)
+
+
 @pytest.mark.parametrize(
     ("build", "shape", "params", "flops"),
     [
+        (partial(frozen), (3,), 3 * 5 + 5, 2 * 3 * 5),
         (partial(nn.Linear, 3, 5), (3,), 3 * 5 + 5, 2 * 3 * 5),
         (partial(nn.Linear, 3, 5, bias=False), (7, 3), 3 * 5, 2 * 7 * 3 * 5),
         (

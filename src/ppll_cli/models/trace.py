@@ -28,6 +28,7 @@ ODD = 7
 class Cost:
     """The number of parameters of a network and the cost of its forward pass.
 
+    `params` includes frozen parameters, because a device stores them like all others.
     `flops` are the floating-point operations for one sample, counted by torch. A multiplication and
     an addition are two operations. `single_valued` has the names of the BatchNorm layers that get
     one value per channel and sample, and therefore cannot be trained on one sample.
