@@ -77,6 +77,19 @@ def test_batch_norm_that_would_see_a_single_value_is_found(
             norm()(torch.zeros(1, *shape))
 
 
+def test_a_batchnorm_that_cannot_normalise_one_sample_in_evaluation_is_refused() -> None:
+    """The message once was torch's, about training."""
+
+    def run(shape: tuple[int, ...]) -> None:
+        feature = empty(ValueSpec(shape, torch.float32))
+        norm = partial(nn.BatchNorm2d, 4, track_running_stats=False)
+        measure(lambda: nn.Sequential(nn.Identity(), norm()), lambda net: net(feature))
+
+    run((4, 1, 2))
+    with pytest.raises(TypeError, match=r"^the layer '1' has track_running_stats=False .* fails"):
+        run((4, 1, 1))
+
+
 class Two(nn.Module):
     def forward(self, image: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         return image[..., :3].double(), x.flatten(1)

@@ -1,6 +1,6 @@
 """A checkpoint holds everything with which a resumed run must continue."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -72,3 +72,35 @@ def test_buffers_of_exports_are_saved(tmp_path: Path) -> None:
     kept = unfinished_folder(tmp_path / "first", 3)
     found = run_inside(tmp_path / "then", "schedule=ll", *case, start=3, checkpoint=kept)
     assert_same(found.tensors, expected.tensors)
+
+
+class Counted(Mapping[str, Tensor]):
+    """Counts how often something looks at all names of a checkpoint."""
+
+    def __init__(self, saved: Mapping[str, Tensor]) -> None:
+        self.saved, self.looks = saved, 0
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.saved[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self.looks += 1
+        return iter(self.saved)
+
+    def __len__(self) -> int:
+        return len(self.saved)
+
+
+def test_a_checkpoint_is_searched_once_and_not_for_each_parameter() -> None:
+    """The time to resume once grew with the square of the number of parameters."""
+    chunk = whole_model("vit", ["local=greedy"], modules=2)[0]
+    assert chunk.optimizer is not None
+    for parameter in chunk.parameters:
+        parameter.grad = torch.ones_like(parameter)
+    chunk.optimizer.step(0.1, None)
+    saved = Counted(tensors_of([chunk]))
+    fresh = whole_model("vit", ["local=greedy"], modules=2)[0]
+    restore([fresh], saved)
+    assert saved.looks == 1
+    assert_same(tensors_of([fresh]), dict(saved))
+    assert any(name.startswith("optimizer.") for name in saved)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.utils.deterministic
 
-from ppll_cli.job.convolutions import mended_convolutions
+from ppll_cli.job.autocast import mended_operations
 
 _CUDA_SWITCHES: Mapping[str, tuple[Any, str]] = {
     "tf32_matmul": (torch.backends.cuda.matmul, "allow_tf32"),
@@ -65,7 +65,7 @@ class Numerics:
         if self.precision != "bf16":
             yield
             return
-        with torch.autocast(device.type, torch.bfloat16), mended_convolutions():
+        with torch.autocast(device.type, torch.bfloat16), mended_operations():
             yield
 
 

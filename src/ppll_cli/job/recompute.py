@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from ppll_cli.job.convolutions import mended_convolutions
+from ppll_cli.job.autocast import mended_operations
 
 
 def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) -> Any:
@@ -28,7 +28,7 @@ def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) 
         seed()
         if not first:
             # For the second forward, torch's `checkpoint` restores autocast, but not this mode.
-            with mended_convolutions():
+            with mended_operations():
                 return functional_call(network, buffers, tensors)
         first = False
         return network(*tensors)

@@ -78,8 +78,7 @@ def launch(
     stop: StopFlag = forkserver.context().RawValue("b", 0)
     launcher = _Launcher(job, stop, on_report, fleet)
     _stop_in_time(stop, until_s)
-    with ExitStack() as held:
-        held.enter_context(_stop_on_signal(stop))
+    with _stop_on_signal(stop) as signals, ExitStack() as held, signals.raising():
         store, interface = _meeting(job, fleet, held)
         if job.restartable:  # the folder is removed after the workers have ended
             folder = held.enter_context(shared_scratch())
@@ -249,26 +248,51 @@ def _stop_in_time(stop: StopFlag, until_s: float | None) -> None:
         log.warning("max_minutes have passed: stopping after the current batch")
 
 
+class _Signals:
+    """What signals to stop do: the first one stops the workers after a checkpoint.
+
+    The second one raises `Interrupted` inside `raising()`. Later ones, and all during the clean-up
+    after `raising()`, do nothing, because an exception there would skip the rest of the clean-up.
+    """
+
+    def __init__(self, stop: StopFlag) -> None:
+        self._stop, self._raises = stop, False
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Let a second signal raise `Interrupted` inside the `with` block."""
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
+
+    def handle(self, number: int, _: FrameType | None) -> None:
+        """Handle a signal."""
+        if not self._stop.value:
+            self._stop.value = number
+            told = (
+                "stopping after the current batch; send the signal (Ctrl-C) again to stop at once"
+            )
+            log.warning(told)
+        elif self._raises:
+            self._raises = False
+            raise Interrupted(number)
+
+
 @contextmanager
-def _stop_on_signal(stop: StopFlag) -> Iterator[None]:
-    """At the first signal, stop the workers after a checkpoint; at the second, raise `Interrupted`.
+def _stop_on_signal(stop: StopFlag) -> Iterator[_Signals]:
+    """Handle signals to stop by `_Signals`.
 
     Python handles signals only in the main thread; in another thread this function does nothing.
     """
+    signals = _Signals(stop)
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield signals
         return
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if stop.value:
-            raise Interrupted(number)
-        stop.value = number
-        told = "stopping after the current batch; send the signal (Ctrl-C) again to stop at once"
-        log.warning(told)
-
-    previous = {number: signal.signal(number, handle) for number in ending_signals()}
+    previous = {number: signal.signal(number, signals.handle) for number in ending_signals()}
     try:
-        yield
+        yield signals
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -124,8 +124,9 @@ def measure(
     for name, layer in module.named_modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
 
-            def note(_: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
+            def note(layer: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
                 if inputs[0].numel() == inputs[0].shape[0] * inputs[0].shape[1]:
+                    _check_evaluation(name, layer)
                     single_valued.append(name)
 
             layer.register_forward_pre_hook(note)
@@ -196,6 +197,17 @@ def _check_network(module: object) -> None:
                 raise TypeError(f"{named} makes sparse gradients: give it sparse=False")
             if layer.max_norm is not None:  # replicas would differ: each changes the rows it reads
                 raise TypeError(f"{named} changes its weights in forward(): give it max_norm=None")
+
+
+def _check_evaluation(name: str, layer: nn.Module) -> None:
+    """Refuse a BatchNorm layer that cannot normalise one sample in evaluation."""
+    if layer.running_mean is None:
+        raise TypeError(
+            f"the layer {(name or type(layer).__name__)!r} has track_running_stats=False and gets "
+            "one value per channel and sample: in evaluation its output depends on the batch that "
+            "a sample is in, and a batch of one sample fails; use track_running_stats=True or "
+            "another norm, such as LayerNorm"
+        )
 
 
 def _check_own(module: nn.Module, build: Callable[[], nn.Module]) -> None:

@@ -4,7 +4,9 @@ import platform
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
+
+from pydantic import ConfigDict
 
 from ppll_cli import __version__
 from ppll_cli.config.settings import Settings, usable_cores
@@ -20,6 +22,8 @@ class Machine:
         cores: Number of usable CPU cores.
         versions: Versions of software that must be equal on all machines, by name.
     """
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     host: str
     devices: int

@@ -9,6 +9,7 @@ Names in a checkpoint begin with
 - `watched.`, a unit's name and a number n: the unit's parameters as they were n steps ago.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
@@ -36,14 +37,17 @@ def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
 
 def restore(chunks: Iterable[Networks], saved: Mapping[str, Tensor]) -> None:
     """Load the state of chunks from a checkpoint. The run that saved it may have other stages."""
+    by_owner: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in saved.items():
+        owner, _, key = name.rpartition(".")
+        by_owner[owner][key] = tensor
     for chunk in chunks:
         for prefix, network in _named_networks(chunk):
             kept = network.state_dict()
             network.load_state_dict({n: saved[f"{prefix}.{n}"] for n in kept})
             for name, parameter in network.named_parameters():
-                start = f"optimizer.{prefix}.{name}."
-                keys = [n.removeprefix(start) for n in saved if n.startswith(start)]
-                state = {k: _like(parameter, saved[start + k]) for k in keys if "." not in k}
+                entries = by_owner.get(f"optimizer.{prefix}.{name}", {})
+                state = {key: _like(parameter, tensor) for key, tensor in entries.items()}
                 if chunk.optimizer is not None:
                     chunk.optimizer.restore(parameter, state)
         for name, network, buffer in [*_transient(chunk)]:

@@ -25,6 +25,7 @@ from ppll_cli.errors import (
     WorkerFailedError,
 )
 from ppll_cli.job.spelling import read, spelled
+from ppll_cli.launch.machines.greeting import greeted, read_greeting, read_welcome
 from ppll_cli.launch.machines.parcels import Parcels
 from ppll_cli.launch.machines.rendezvous import Rendezvous, interface_to, listening
 from ppll_cli.prepare.spread import Machine
@@ -233,18 +234,10 @@ class Fleet:
         welcome = self._welcome(own, until_s) if self.first else self._hello(own, until_s)
         if None in welcome:
             raise self._missing(f"machine {welcome.index(None)} did not join")
-        found = [Machine(**each["machine"]) for each in welcome if each]
-        first, remedy = found[0], "install the same version on all machines"
-        for rank, other in enumerate(found):
-            for name, version in other.versions.items():
-                if version != (ours := first.versions.get(name)):
-                    here = f"is the version on machine {rank} ({other.host})"
-                    problem = f"{here}, but machine 0 ({first.host}) has {ours}"
-                    raise ConfigError(name, version, problem, remedy)
-        return found
+        return greeted([each for each in welcome if each is not None])
 
     def _welcome(self, own: Message, until_s: float) -> list[Message | None]:
-        """On machine 0, collect each machine's description; None stands for a missing machine."""
+        """On machine 0, collect each machine's first message; None stands for a missing machine."""
         store, self._session = self._everywhere, own["word"]
         found = store.check(["run directory"])
         self.remembered = store.get("run directory").decode() if found else None
@@ -252,7 +245,7 @@ class Fleet:
         welcome: list[Message | None] = [own]
         for rank in range(1, self._where.machines):
             come = self._wait_for(hello := f"{self._session}/hello/{rank}", until_s)
-            welcome.append(json.loads(store.get(hello)) if come else None)
+            welcome.append(read_greeting(store.get(hello)) if come else None)
         store.set(f"{self._session}/welcome", json.dumps(welcome))
         until_s = time.monotonic() + LEAVING_S
         # Wait until all machines have read the welcome: the store may end with this process.
@@ -262,16 +255,17 @@ class Fleet:
         return welcome
 
     def _hello(self, own: Message, until_s: float) -> list[Message | None]:
-        """On the other machines, return the descriptions that machine 0 has collected."""
+        """On the other machines, return the first messages that machine 0 has collected."""
         store, self._session = self._everywhere, ""
         while time.monotonic() < until_s + LEAVING_S:  # longer than machine 0 waits
             if store.check(["session"]) and (new := store.get("session").decode()) != self._session:
                 self._session = new
                 store.set(f"{new}/hello/{self.rank}", json.dumps(own))
             if self._session and store.check([f"{self._session}/welcome"]):
-                welcome: list[Message | None] = json.loads(store.get(f"{self._session}/welcome"))
-                mine = welcome[self.rank]
-                if mine is not None and mine["word"] == own["word"]:
+                welcome = read_welcome(store.get(f"{self._session}/welcome"))
+                # After a restart by torchrun, the session may still be the one before it.
+                (mine,) = welcome[self.rank : self.rank + 1] or [None]
+                if mine is not None and mine.get("word") == own["word"]:
                     store.set(f"{self._session}/seen/{self.rank}", "")
                     return welcome
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Works around a fault of torch's bfloat16 convolutions on CPU."""
+"""Works around faults of torch's autocast to bfloat16 on CPU."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,13 +12,17 @@ CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 """Number of spatial dimensions of each of torch's convolutions."""
 
 
-class Convolutions(TorchFunctionMode):
-    """Computes in float32 the convolutions whose gradients torch gets wrong under CPU autocast.
+class MendedOperations(TorchFunctionMode):
+    """Computes some operations in float32 that torch gets wrong under CPU autocast.
 
-    If a kernel element is multiplied only by padding, its gradient should be 0. But on processors
-    with bfloat16 instructions, torch 2.14 does not write this part of the gradient, so its values
-    are arbitrary. An example is a kernel of width 3 with stride 2 and padding 1 on a feature map of
-    width 1, as in the last levels of RetinaNet's pyramid.
+    `torch.bilinear` fails if some of its arguments are bfloat16 and others, such as the weight, are
+    float32. Under CUDA autocast, torch computes it in float32, and so does this class.
+
+    For some convolutions, torch computes wrong gradients. If a kernel element is multiplied only by
+    padding, its gradient should be 0. But on processors with bfloat16 instructions, torch 2.14 does
+    not write this part of the gradient, so its values are arbitrary. An example is a kernel of
+    width 3 with stride 2 and padding 1 on a feature map of width 1, as in the last levels of
+    RetinaNet's pyramid.
     """
 
     def __torch_function__(
@@ -31,19 +35,19 @@ class Convolutions(TorchFunctionMode):
         named = kwargs or {}
         dimensions = CONVOLUTIONS.get(func)
         if (
-            dimensions is None
+            (dimensions is None and func is not torch.bilinear)
             or not torch.is_autocast_enabled("cpu")  # an inner block may have turned it off
-            or _meets_whole_kernel(dimensions, *args, **named)
+            or (dimensions is not None and _meets_whole_kernel(dimensions, *args, **named))
         ):
             return func(*args, **named)
         with torch.autocast("cpu", enabled=False):
             found: Tensor = func(*map(_float, args), **{k: _float(v) for k, v in named.items()})
-        return found.to(torch.get_autocast_dtype("cpu"))
+        return found if dimensions is None else found.to(torch.get_autocast_dtype("cpu"))
 
 
-def mended_convolutions() -> AbstractContextManager[object]:
-    """Return `Convolutions()` if CPU autocast is on, else a context manager that does nothing."""
-    return Convolutions() if torch.is_autocast_enabled("cpu") else nullcontext()
+def mended_operations() -> AbstractContextManager[object]:
+    """Return `MendedOperations()` under CPU autocast, else a context manager that does nothing."""
+    return MendedOperations() if torch.is_autocast_enabled("cpu") else nullcontext()
 
 
 def _float(value: Any) -> Any:

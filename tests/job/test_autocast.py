@@ -1,4 +1,4 @@
-"""Gradients of bfloat16 convolutions on CPU whose kernels reach beyond the input."""
+"""Operations that torch gets wrong under autocast to bfloat16 on CPU."""
 
 from itertools import product
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppll_cli.job.convolutions import Convolutions
+from ppll_cli.job.autocast import MendedOperations
 from ppll_cli.job.numerics import Numerics
 
 CPU = torch.device("cpu")
@@ -62,7 +62,7 @@ def test_only_such_convolutions_are_computed_in_float32(
     x = torch.randn(shape)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = layer(x)
-        with Convolutions():
+        with MendedOperations():
             found = layer(x)
     assert found.dtype == rounded.dtype == torch.bfloat16
     exact = layer(x).to(torch.bfloat16)
@@ -72,7 +72,7 @@ def test_only_such_convolutions_are_computed_in_float32(
 
 def test_without_autocast_nothing_changes() -> None:
     layer, x = nn.Conv2d(4, 4, 3, padding=1), torch.randn(2, 4, 1, 1)
-    with Convolutions():
+    with MendedOperations():
         assert torch.equal(layer(x), layer(x.clone()))
         assert layer(x).dtype == torch.float32
 
@@ -91,3 +91,17 @@ def test_a_kernel_larger_than_the_input_is_reported_by_torch() -> None:
         pytest.raises(RuntimeError, match="Kernel size can't be greater"),
     ):
         F.conv2d(torch.randn(1, 1, 1, 1), torch.randn(1, 1, 3, 3))
+
+
+def test_a_bilinear_layer_is_computed_in_float32_as_on_cuda() -> None:
+    """On CPU, torch's autocast once let it fail: its inputs were bfloat16, its weight float32."""
+    torch.manual_seed(0)
+    before, layer, x = nn.Linear(4, 4), nn.Bilinear(4, 4, 3), torch.randn(5, 4)
+    with Numerics("bf16", False).autocast(CPU):
+        y = before(x)
+        found = layer(y, x)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(found, layer(y.float(), x))
+    found.sum().backward()
+    gradients = [p.grad for p in (*before.parameters(), *layer.parameters())]
+    assert all(each is not None and each.any() for each in gradients)
