@@ -151,6 +151,8 @@ class Case:
         on_gpus, batch_size = self.devices[0] != "cpu", self.job("ppll").course.batch_size
         if name == "bp_all_threads" and on_gpus:
             return "this row is for CPUs"
+        if name == "ppll_recover" and on_gpus:
+            return "on GPUs recover=stage needs deterministic=true, which no other row has"
         if name in TORCH and on_gpus and len(set(self.devices)) < self.gpus:
             return "NCCL refuses two ranks on one GPU"
         if name == "ddp" and batch_size % self.gpus:

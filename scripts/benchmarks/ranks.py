@@ -155,6 +155,7 @@ def serve(make_trainer: MakeTrainer, job: Job, rank: int, store: str, orders: Or
     """Train as ordered until an order is empty."""
     device = torch.device(job.devices[rank])
     torch.set_num_threads(job.threads)
+    job.numerics.apply(device)
     memory = Memory(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -21,9 +21,9 @@ interval begins when a mark reaches the last stage, and ends when a later mark r
 pipeline is full for the whole interval, unless a schedule such as `gpipe` drains it. For rows of
 torch, whole steps between two barriers are timed. The time includes the loading of batches and the
 optimizer steps. Only the last rank of torch's pipelines loads its labels before the timed interval.
-Torch's ranks are started by this program's fork server, with equal settings of the allocator, and
-their networks have the same memory layout. Peak memory is measured for each process in its steady
-state, minus its memory before the model was built.
+Torch's ranks are started by this program's fork server, with equal settings of the allocator and of
+numerics, and their networks have the same memory layout. Peak memory is measured for each process
+in its steady state, minus its memory before the model was built.
 """
 
 import argparse

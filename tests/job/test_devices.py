@@ -2,6 +2,7 @@
 
 import shutil
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,9 @@ def found(monkeypatch: pytest.MonkeyPatch, *programs: str, triton: bool = True) 
     monkeypatch.setattr(shutil, "which", lambda name: name if name in programs else None)
     spec = ModuleSpec("triton", None) if triton else None
     monkeypatch.setattr(devices, "find_spec", lambda _: spec)
+    monkeypatch.setattr(devices, "_python_header", lambda: Path(__file__))
+    for variable in devices.INCLUDE_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
     for variable in ("CC", "CXX"):
         monkeypatch.delenv(variable, raising=False)
 
@@ -64,6 +68,24 @@ def test_compile_on_cuda_is_refused_without_triton(monkeypatch: pytest.MonkeyPat
     found(monkeypatch, "gcc", triton=False)
     with pytest.raises(ConfigError, match="needs Triton"):
         check_processors(settings("compile=true"), ("cuda:0",), [])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_compile_is_refused_without_the_headers_of_python(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str
+) -> None:
+    """A compiler failed in the first batch of each worker, with pages of its output."""
+    header = devices._python_header()
+    assert header.name == "Python.h"
+    found(monkeypatch, "gcc", "g++")
+    monkeypatch.setattr(devices, "_python_header", lambda: tmp_path / header.name)
+    with pytest.raises(ConfigError, match=f"there is no {tmp_path}/Python.h; install them"):
+        check_processors(settings("compile=true"), (device,), [])
+    with monkeypatch.context() as changed:
+        changed.setenv("CPATH", "/where/a/user/unpacked/them")
+        check_processors(settings("compile=true"), (device,), [])
+    (tmp_path / header.name).touch()
+    check_processors(settings("compile=true"), (device,), [])
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])

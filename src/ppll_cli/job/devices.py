@@ -2,14 +2,19 @@
 
 import os
 import shutil
+import sysconfig
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 from ppll_cli.config.settings import Settings, usable_cores
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves import cuda
 from ppll_cli.leaves.machine import processor
 from ppll_cli.leaves.names import counted
+
+INCLUDE_VARIABLES = ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH")
+"""Environment variables that name further folders in which compilers look for headers."""
 
 
 def devices_here(
@@ -84,7 +89,10 @@ def check_processors(settings: Settings, devices: Sequence[str], notes: list[str
 
 
 def _check_compiler(on_cpu: bool) -> None:
-    """Check that torch.compile can work: CPU needs a C++ compiler; CUDA a C compiler and Triton."""
+    """Check that torch.compile can work: CPU needs a C++ compiler; CUDA a C compiler and Triton.
+
+    The code that they compile includes a header of Python.
+    """
     language, variable, usual, other = (
         ("C++", "CXX", "g++", "clang++") if on_cpu else ("C", "CC", "gcc", "clang")
     )
@@ -100,6 +108,17 @@ def _check_compiler(on_cpu: bool) -> None:
             f"install {usual}, name one in the environment variable {variable}, or use "
             "compile=false",
         )
+    header = _python_header()
+    if not header.exists() and not any(name in os.environ for name in INCLUDE_VARIABLES):
+        problem = f"torch.compile needs Python's C headers, but there is no {header}"
+        remedy = "install them (on Debian and Ubuntu: python3-dev), or use compile=false"
+        raise ConfigError("compile", True, problem, remedy)
     if not on_cpu and find_spec("triton") is None:
         problem = "torch.compile needs Triton for workers on CUDA, and it is not installed"
         raise ConfigError("compile", True, problem, "use compile=false")
+
+
+def _python_header() -> Path:
+    """Return where the main C header of this Python is, if the headers are installed."""
+    # Not the default scheme, which on Debian is for packages that the user installs.
+    return Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")

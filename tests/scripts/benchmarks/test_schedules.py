@@ -139,6 +139,11 @@ def test_a_silent_worker_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ("ddp", ("cuda:0", "cuda:0"), "NCCL refuses two ranks on one GPU"),
         ("bp_all_threads", ("cuda:0", "cuda:1"), "this row is for CPUs"),
+        (  # its preparation was refused, which ended the whole benchmark
+            "ppll_recover",
+            ("cuda:0", "cuda:1"),
+            "on GPUs recover=stage needs deterministic=true, which no other row has",
+        ),
     ],
 )
 def test_rows_that_cannot_be_measured_are_left_out(
