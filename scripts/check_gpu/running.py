@@ -62,6 +62,13 @@ class Check:
         """Return the time limit of a step in seconds, at most what the whole check has left."""
         return min(self.patience * limit_s, self.left_s())
 
+    def transport(self) -> list[str]:
+        """Return the overrides that runs need here: one if the probe could not use CUDA IPC."""
+        probe = self.report.folder / "probe.json"
+        facts = json.loads(probe.read_text()) if self.cuda and probe.exists() else []
+        works = any(fact["fact"] == "shared_events" and fact["right"] for fact in facts)
+        return ["transport.ipc=false"] if facts and not works else []
+
     def folder(self, name: str) -> Path:
         """Return the run directory of the run with this name."""
         return self.work / "runs" / file_name(name)
@@ -122,7 +129,7 @@ class Train:
     def act(self, check: Check) -> Outcome:
         """Train. A run that is too slow is skipped, but fails if it `stops` and ignores SIGTERM."""
         folder = check.folder(self.name)
-        command = ppll_run(*self.overrides, f"hydra.run.dir={folder}")
+        command = ppll_run(*self.overrides, *check.transport(), f"hydra.run.dir={folder}")
         ended = check.command(self.name, command, self.limit_s, self.environment)
         if ended.late and (ended.status == 128 + signal.SIGTERM or not self.stops):
             return skipped("out of time, still training", ended.output)

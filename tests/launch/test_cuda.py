@@ -49,10 +49,11 @@ def test_transports_carry_the_same_bits(
     expected = run("transport=queue", *case)
     on_device = run("transport=ring", *case)
     assert "transport=ring" not in caplog.text
-    monkeypatch.setattr(ring, "cannot_share", lambda: "a test says so")
+    no_ipc = run("transport=ring", "transport.ipc=false", *case)
+    monkeypatch.setattr(ring, "cannot_share", lambda *_: "a test says so")
     pinned = run("transport=ring", *case)
     assert "transport=ring: a test says so; using pinned host memory instead" in caplog.text
-    for other in (on_device, pinned):
+    for other in (on_device, no_ipc, pinned):
         assert_same(other.tensors(), expected.tensors())
         assert other.summary["test"] == expected.summary["test"]
         assert other.summary["edges"] == expected.summary["edges"]

@@ -16,8 +16,8 @@ class Driver:
     The first two can access each other; handles differ from device numbers.
     """
 
-    def __init__(self, error: int = 0) -> None:
-        self.error = error
+    def __init__(self, error: int = 0, unknown: int = 0) -> None:
+        self.error, self.unknown = error, unknown
 
     def cuDeviceGet(self, handle: Any, ordinal: int) -> int:  # noqa: N802
         handle._obj.value = 10 + ordinal
@@ -31,6 +31,11 @@ class Driver:
     def cuDeviceCanAccessPeer(self, found: Any, one: Any, other: Any) -> int:  # noqa: N802
         found._obj.value = {one.value, other.value} == {10, 11}
         return 0
+
+    def cuDeviceGetAttribute(self, found: Any, attribute: int, handle: Any) -> int:  # noqa: N802
+        assert attribute == 125
+        found._obj.value = handle.value == 10
+        return self.unknown
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +52,17 @@ def test_the_driver_gives_names_and_peer_access(monkeypatch: pytest.MonkeyPatch)
     assert cuda.device_name("cuda") == "Model 10"
     assert cuda.can_access_peer("cuda:0", "cuda:1")
     assert not cuda.can_access_peer("cuda:0", "cuda:2")
+
+
+def test_the_driver_says_which_devices_processes_can_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old drivers do not know the attribute, and other libraries have no such driver."""
+    monkeypatch.setattr(cuda, "_driver", Driver)
+    assert cuda.supports_ipc("cuda:0")
+    assert not cuda.supports_ipc("cuda:1")
+    monkeypatch.setattr(cuda, "_driver", lambda: Driver(unknown=1))
+    assert cuda.supports_ipc("cuda:1")
+    monkeypatch.setattr(cuda, "_driver", lambda: None)
+    assert cuda.supports_ipc("cuda:1")
 
 
 def test_an_error_of_the_driver_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -144,6 +144,24 @@ def test_a_failed_step_tells_the_reason(check: Check, output: str, reason: list[
     table = (check.report.folder / "table.txt").read_text()  # written before the check ends
     assert all(each in table for each in reason)
     assert table.endswith("failed: wrong\n")
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (None, []),
+        ([{"fact": "start"}, {"fact": "shared_events", "right": True}], []),
+        ([{"fact": "start"}, {"fact": "shared_events", "right": False}], ["transport.ipc=false"]),
+        ([{"fact": "failed", "step": "shared_events"}], ["transport.ipc=false"]),
+    ],
+)
+def test_runs_do_without_ipc_where_the_probe_could_not_use_it(
+    check: Check, facts: list[dict[str, object]] | None, expected: list[str]
+) -> None:
+    if facts is not None:
+        (check.report.folder / "probe.json").write_text(json.dumps(facts))
+    assert check.transport() == []
+    assert replace(check, cuda=True).transport() == expected
 
 
 def test_the_table_counts_outcomes_and_names_failed_steps(check: Check) -> None:

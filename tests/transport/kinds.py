@@ -73,6 +73,7 @@ class PinnedRing(RingTransport):
 
 
 QUEUE, RING, PINNED = QueueTransport(depth=0), RingTransport(depth=0), PinnedRing(depth=0)
+NO_IPC = RingTransport(depth=0, ipc=False)
 
 ON_CPU = {"queue": Kind(QUEUE), "ring": Kind(RING), "ring, offered": Kind(OfferedRing(depth=0))}
 IN_ONE_PROCESS = {
@@ -83,11 +84,13 @@ ON_CUDA = {
     "queue, cuda": Kind(QUEUE, "cuda:0", "cuda:0"),
     "ring, cuda": Kind(RING, "cuda:0", "cuda:0"),
     "ring, pinned": Kind(PINNED, "cuda:0", "cuda:0"),
+    "ring, no ipc": Kind(NO_IPC, "cuda:0", "cuda:0"),
 }
 ON_TWO = {
     "queue, two devices": Kind(QUEUE, "cuda:0", "cuda:1"),
     "ring, two devices": Kind(RING, "cuda:0", "cuda:1"),
     "ring, two devices, pinned": Kind(PINNED, "cuda:0", "cuda:1"),
+    "ring, two devices, no ipc": Kind(NO_IPC, "cuda:0", "cuda:1"),
 }
 
 

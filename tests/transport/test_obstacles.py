@@ -52,6 +52,14 @@ def test_memory_outside_torchs_allocator_cannot_be_shared(monkeypatch: pytest.Mo
     assert devices.cannot_share() == reason
 
 
+def test_devices_without_ipc_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "supports_ipc", lambda device: device == "cuda:0")
+    assert devices.cannot_share("cuda:0", "cuda:0") is None
+    reason = "cuda:1 does not support CUDA IPC, so CUDA memory cannot be shared"
+    assert devices.cannot_share(*CUDA) == reason
+    assert QueueTransport(depth=1).obstacle(100, CUDA) == reason
+
+
 def test_devices_without_peer_access_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "can_access_peer", lambda one, other: other == "cuda:2")
     assert devices.cannot_reach("cuda:1", "cuda:1") is None

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ppll_cli.transport.order import CudaOrder, Moment, let_default_stream_wait
+from ppll_cli.transport.order import CudaOrder, HostOrder, Moment, let_default_stream_wait
 from tests.transport.fake_cuda import WAIT_S, Cuda, Event, Program, make_ring
 
 
@@ -142,6 +142,47 @@ def test_events_that_need_peer_access_are_opened_where_they_were_made(
     ]
     with pytest.raises(RuntimeError, match="peer access"):
         CudaOrder("cuda:0", "cuda:0", aside=False).learn(b"1")
+
+
+def test_without_ipc_each_host_waits_for_its_device(patched: Callable[[], Cuda]) -> None:
+    cuda = patched()
+    device, done = torch.device("cuda:1"), list[str]()
+    order = HostOrder("cuda:1")
+    cuda.current_stream(device).put(lambda: done.append("computed"))
+    view = torch.zeros(3)
+    assert order.fill(0, {"x": view}, {"x": torch.ones(3)}) == b""
+    assert done == ["computed"]
+    assert torch.equal(view, torch.ones(3))
+    order.take(0)
+    cuda.current_stream(device).put(lambda: done.append("read"))
+    assert order.give_back(0) == b""
+    assert done == ["computed", "read"]
+    assert not Event.opened
+
+
+@pytest.mark.parametrize("call", ["ipc_handle", "from_ipc_handle"])
+def test_an_error_of_ipc_names_the_remedy(
+    patched: Callable[[], Cuda], monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """The driver may support what a container forbids."""
+    cuda = patched()
+
+    def forbidden(*_: object) -> None:
+        raise RuntimeError("CUDA error: operation not supported\nand so on")
+
+    monkeypatch.setattr(Event, call, forbidden)
+    sender, receiver, *_ = make_ring(cuda, 1, "cuda:0", "cuda:0", aside=False)
+
+    def send_a_message() -> None:
+        assert sender.wait(WAIT_S)
+        sender.send(None, {"x": torch.ones(3)})
+        assert receiver.wait(WAIT_S)
+        receiver.receive()
+
+    with pytest.raises(
+        RuntimeError, match=r"not supported; if this machine .* transport\.ipc=false"
+    ):
+        send_a_message()
 
 
 def test_the_default_stream_waits_for_work_on_the_current_stream(

@@ -3,16 +3,18 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from ppll_cli.leaves import cuda
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.transport import memory, ring
 from ppll_cli.transport.channel import ALIGNMENT, message_bytes
 from ppll_cli.transport.memory import HostMemory
-from ppll_cli.transport.order import Order, Tensors
+from ppll_cli.transport.order import HostOrder, Order, Tensors
 from ppll_cli.transport.ring import RingTransport
 from ppll_cli.transport.ring_ends import RingReceiver, RingSender
 from tests.conftest import shared_memory
@@ -183,14 +185,14 @@ def test_shared_memory_that_has_filled_up_since_is_an_error_and_leaves_no_file(
 def test_on_cuda_only_pinned_host_memory_needs_room(monkeypatch: pytest.MonkeyPatch) -> None:
     transport, devices = RingTransport(depth=2), ["cuda:0", "cuda:1", "cuda:0"]
     shared_memory(monkeypatch, 100 << 20)
-    monkeypatch.setattr(ring, "cannot_share", lambda: None)
+    monkeypatch.setattr(ring, "cannot_share", lambda *_: None)
     monkeypatch.setattr(ring, "cannot_reach", lambda one, other: None)
     assert transport.obstacle(99 << 20, devices) is None
     full = "its slots take 99 MiB, but /dev/shm has room for 90 MiB"
     monkeypatch.setattr(ring, "cannot_reach", lambda one, other: "no way")
     assert transport.obstacle(99 << 20, devices) == full
     assert transport.obstacle(99 << 20, ["cuda:0", "cuda:0"]) is None
-    monkeypatch.setattr(ring, "cannot_share", lambda: "not shared")
+    monkeypatch.setattr(ring, "cannot_share", lambda *_: "not shared")
     assert transport.obstacle(99 << 20, ["cuda:0", "cuda:0"]) == full
 
 
@@ -198,7 +200,7 @@ def test_the_warning_about_host_memory_is_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No device is used here, because only workers open the ends."""
-    monkeypatch.setattr(ring, "cannot_share", lambda: None)
+    monkeypatch.setattr(ring, "cannot_share", lambda *_: None)
     monkeypatch.setattr(ring, "cannot_reach", lambda one, other: "there is no way")
     transport = RingTransport(depth=1)
     with caplog.at_level(logging.WARNING):
@@ -208,7 +210,27 @@ def test_the_warning_about_host_memory_is_logged_once(
     assert caplog.messages == ["transport=ring: there is no way; using pinned host memory instead"]
 
 
+@pytest.mark.parametrize("ipc", [False, True])
+def test_without_ipc_hosts_wait_and_slots_are_in_host_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ipc: bool
+) -> None:
+    """Either the user says that it is forbidden, or the driver says that it is not supported."""
+    monkeypatch.setattr(cuda, "supports_ipc", lambda _: not ipc)
+    transport = RingTransport(depth=1, ipc=ipc)
+    shared_memory(monkeypatch, 1 << 20)
+    assert transport.obstacle(5 << 20, ["cuda:0", "cuda:0"]) is not None  # it needs room
+    with caplog.at_level(logging.WARNING):
+        ends: tuple[Any, Any] = transport.channel(2, 100, "cuda:0", "cuda:0")
+    sender, receiver = ends
+    assert sender.wait(0.0)  # its memory exists already
+    assert isinstance(sender._order, HostOrder)
+    assert isinstance(receiver._order, HostOrder)
+    why = "cuda:0 does not support CUDA IPC, so CUDA memory cannot be shared"
+    why = why if ipc else "transport.ipc=false"
+    assert caplog.messages == [f"transport=ring: {why}; using pinned host memory instead"]
+
+
 def test_the_parent_allocates_no_device_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ring, "cannot_share", lambda: None)
+    monkeypatch.setattr(ring, "cannot_share", lambda *_: None)
     sender, _receiver = RingTransport(depth=1).channel(2, 100, "cuda:0", "cuda:0")
     assert not sender.wait(0.0)

@@ -14,6 +14,9 @@ import torch
 
 NAME_BYTES = 256
 
+_IPC_SUPPORTED = 125
+"""The driver's number of the attribute CU_DEVICE_ATTRIBUTE_IPC_EVENT_SUPPORTED."""
+
 
 def device_count() -> int:
     """Return the number of CUDA devices that torch can use."""
@@ -56,6 +59,22 @@ def can_access_peer(source: str, target: str) -> bool:
     handles = _handle(driver, source), _handle(driver, target)
     _check(driver.cuDeviceCanAccessPeer(ctypes.byref(found), *handles))
     return bool(found.value)
+
+
+def supports_ipc(device: str) -> bool:
+    """Return whether two processes can share memory and events of a CUDA device (CUDA IPC).
+
+    The driver cannot know whether a container forbids it. If the driver is too old to answer, the
+    result is True.
+    """
+    driver = _driver()
+    if driver is None:
+        return True
+    found = ctypes.c_int()
+    status = driver.cuDeviceGetAttribute(
+        ctypes.byref(found), _IPC_SUPPORTED, _handle(driver, device)
+    )
+    return bool(status or found.value)
 
 
 @cache

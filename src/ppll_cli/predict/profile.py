@@ -143,7 +143,9 @@ class Profile:
         """The device that receives messages, and whether they go through host memory."""
         device = self.setup.device
         receiver = receiver_of(device)
-        by_host = device != "cpu" and bool(cannot_share() or cannot_reach(device, receiver))
+        by_host = device != "cpu" and bool(
+            cannot_share(device, receiver) or cannot_reach(device, receiver)
+        )
         return receiver, by_host
 
     @property

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ppll_cli.leaves import cuda
 
@@ -17,8 +19,21 @@ share only memory of this allocator."""
 _UNSHARED = re.compile(r"expandable_segments\s*:\s*True|backend\s*:\s*cudaMallocAsync")
 
 
-def cannot_share() -> str | None:
-    """Return why CUDA memory cannot be shared with another process; None if it can be shared."""
+def no_ipc(*devices: str) -> str | None:
+    """Return why processes cannot use CUDA IPC on all of these CUDA devices; None if they can."""
+    for device in devices:
+        if not cuda.supports_ipc(device):
+            return f"{device} does not support CUDA IPC"
+    return None
+
+
+def cannot_share(*devices: str) -> str | None:
+    """Return why CUDA memory of one of these devices cannot be shared with another process.
+
+    Return None if the memory of each device can be shared.
+    """
+    if (reason := no_ipc(*devices)) is not None:
+        return f"{reason}, so CUDA memory cannot be shared"
     if NO_CACHE_VARIABLE in os.environ:
         return f"{NO_CACHE_VARIABLE} is set, so CUDA memory cannot be shared"
     for variable in ALLOCATOR_VARIABLES:
@@ -34,3 +49,16 @@ def cannot_reach(source: str, target: str) -> str | None:
         return None
     one, other = sorted((source, target))
     return f"there is no peer access between {one} and {other}"
+
+
+@contextmanager
+def cuda_ipc() -> Iterator[None]:
+    """Name the remedy in the error that is raised if CUDA IPC fails in the body of `with`."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise RuntimeError(
+            f"two processes cannot share memory and events of a CUDA device: {reason}; if this "
+            "machine forbids CUDA IPC, as some containers do, use transport.ipc=false"
+        ) from error

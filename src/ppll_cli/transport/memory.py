@@ -13,6 +13,7 @@ import torch.multiprocessing  # lets ForkingPickler share tensors
 from torch import Tensor
 
 from ppll_cli.leaves.scratch import SHARED_MEMORY
+from ppll_cli.transport.devices import cuda_ipc
 
 USED_AT_MOST = 0.9
 """Fraction of the free shared memory that a run may use. The rest is for other programs."""
@@ -83,12 +84,14 @@ class DeviceMemory(Memory):
     def offer(self) -> bytes:
         """Allocate the memory, and return a handle for the sender's process."""
         self.make()
-        return bytes(ForkingPickler.dumps(self.tensor))
+        with cuda_ipc():
+            return bytes(ForkingPickler.dumps(self.tensor))
 
     def accept(self, offer: bytes) -> None:
         """Open the memory with the receiver's handle, which is in `offer`."""
         # Unpickling is safe here: a worker of the same run wrote the bytes.
-        self.tensor = pickle.loads(offer)
+        with cuda_ipc():
+            self.tensor = pickle.loads(offer)
 
 
 def shared_zeros(size: int) -> Tensor:

@@ -25,6 +25,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ppll_cli.transport.devices import cuda_ipc
+
 log = logging.getLogger(__name__)
 
 Tensors = Mapping[str, Tensor]
@@ -62,7 +64,8 @@ class Order:
 
     This class is for the CPU. There, an end finishes its work with a slot before it sends its
     token, so no method waits. The subclass `CudaOrder` waits for CUDA events. Its `fill` and
-    `give_back` return the handle of the event that they create, or b"" if they create none.
+    `give_back` return the handle of the event that they create, or b"" if they create none. The
+    subclass `HostOrder` replaces `CudaOrder` where two processes cannot share events.
     """
 
     def learn(self, handle: bytes) -> None:
@@ -80,6 +83,28 @@ class Order:
 
     def give_back(self, slot: int) -> bytes:
         """Record that this end needs the slot only for work that is already queued."""
+        return b""
+
+
+class HostOrder(Order):
+    """Orders the work of two CUDA devices without CUDA IPC: each end's host waits for its device.
+
+    So a token is sent only when the work with the slot is done. The slots are in host memory.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = torch.device(device)
+
+    def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
+        """Copy tensors into the views of a free slot, and wait until the copies are complete."""
+        for name, tensor in tensors.items():
+            views[name].copy_(tensor.detach(), non_blocking=True)
+        Moment(self._device).wait()
+        return b""
+
+    def give_back(self, slot: int) -> bytes:
+        """Wait until this end's device has finished with the slot."""
+        Moment(self._device).wait()
         return b""
 
 
@@ -103,7 +128,8 @@ class CudaOrder(Order):
 
     def learn(self, handle: bytes) -> None:
         """Open and store an event of the other end for the first slot that has none yet."""
-        self._theirs.append(self._open(handle))
+        with cuda_ipc():
+            self._theirs.append(self._open(handle))
 
     def _open(self, handle: bytes) -> torch.cuda.Event:
         """Open the other end's event in the context of this end's device."""
@@ -164,7 +190,8 @@ class CudaOrder(Order):
         event = torch.cuda.Event(interprocess=True)  # type: ignore[no-untyped-call]
         event.record(stream)
         self._ours.append(event)
-        return bytes(event.ipc_handle())  # type: ignore[no-untyped-call]
+        with cuda_ipc():
+            return bytes(event.ipc_handle())  # type: ignore[no-untyped-call]
 
     def _snapshot(self, tensor: Tensor) -> Tensor:
         return tensor.clone()

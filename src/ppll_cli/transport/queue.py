@@ -145,7 +145,7 @@ class QueueTransport:
         """Return why processes cannot share `size` bytes; None if they can."""
         if len(devices) < 2:
             return None
-        return no_room(size) if "cpu" in devices else cannot_share()
+        return no_room(size) if "cpu" in devices else cannot_share(*devices)
 
     def descriptors(self, slots: int, tensors: int) -> int:
         """Return the largest number of file descriptors that one end of a channel needs.

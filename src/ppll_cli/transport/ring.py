@@ -5,7 +5,7 @@ the channel waits until the other end has finished with a slot (`order`). If a w
 slots are in shared host memory, and an end waits only for tokens (short messages in a pipe).
 Between CUDA workers, slots are on the receiver's device, and an end also waits for CUDA events. If
 the sender cannot access this memory, slots are in pinned host memory instead, and the receiver
-copies the tensors to its device.
+copies the tensors to its device. If processes cannot even share events, the hosts wait.
 """
 
 import logging
@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from ppll_cli.transport.channel import ALIGNMENT, Receiver, Sender, WireDtype, aligned
-from ppll_cli.transport.devices import cannot_reach, cannot_share
+from ppll_cli.transport.devices import cannot_reach, cannot_share, no_ipc
 from ppll_cli.transport.memory import DeviceMemory, HostMemory, Memory, no_room, shared_zeros
-from ppll_cli.transport.order import CudaOrder, Order
+from ppll_cli.transport.order import CudaOrder, HostOrder, Order
 from ppll_cli.transport.pipes import open_pipes
 from ppll_cli.transport.ring_ends import RingReceiver, RingSender
 from ppll_cli.transport.slots import Slots
@@ -24,19 +24,27 @@ log = logging.getLogger(__name__)
 
 
 class RingTransport:
-    """Channels whose slots are allocated once and used for every message."""
+    """Channels whose slots are allocated once and used for every message.
 
-    def __init__(self, *, depth: int, wire_dtype: WireDtype | None = None) -> None:
-        self.depth, self.wire_dtype = depth, wire_dtype
+    `ipc` says whether CUDA workers share memory and events of their devices, if the driver supports
+    this (CUDA IPC). Some containers forbid it; then `ipc` must be False.
+    """
+
+    def __init__(
+        self, *, depth: int, wire_dtype: WireDtype | None = None, ipc: bool = True
+    ) -> None:
+        self.depth, self.wire_dtype, self.ipc = depth, wire_dtype, ipc
         self._told: set[str] = set()
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
         """Return why channels of `size` bytes cannot be created; None if they can be."""
         pairs = combinations(dict.fromkeys(devices), 2)
-        on_cuda = "cpu" not in devices
-        if on_cuda and not cannot_share() and not any(cannot_reach(*pair) for pair in pairs):
-            return None
-        return no_room(size)
+        if "cpu" in devices or self._cannot_share(*devices):
+            return no_room(size)
+        return no_room(size) if any(cannot_reach(*pair) for pair in pairs) else None
+
+    def _cannot_share(self, *devices: str) -> str | None:
+        return cannot_share(*devices) if self.ipc else "transport.ipc=false"
 
     def descriptors(self, slots: int, tensors: int) -> int:
         """Return the number of file descriptors of an end: 1 for the memory, 1 for each pipe."""
@@ -50,9 +58,13 @@ class RingTransport:
         if "cpu" in (source, target):
             host = _on_host(slots * size, pinned=False)
             return ring(slots, size, host, (Order(), Order()))
-        obstacle = cannot_share() or cannot_reach(source, target)
-        aside = obstacle is not None or source != target
-        orders = CudaOrder(source, target, aside), CudaOrder(target, source, aside)
+        obstacle = self._cannot_share(source, target) or cannot_reach(source, target)
+        orders: tuple[Order, Order]
+        if not self.ipc or no_ipc(source, target):
+            orders = HostOrder(source), HostOrder(target)
+        else:
+            aside = obstacle is not None or source != target
+            orders = CudaOrder(source, target, aside), CudaOrder(target, source, aside)
         if obstacle is not None:
             self._tell(f"{obstacle}; using pinned host memory instead")
             return ring(slots, size, _on_host(slots * size, pinned=True), orders, target)
