@@ -15,6 +15,8 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.job.job import Job
 from ppll_cli.predict.interconnect import Interconnect, Link
 from ppll_cli.predict.speed import Prediction, predict
+from ppll_cli.prepare.checks import trials_of
+from ppll_cli.prepare.subject import Subject
 from tests.cli.test_plan import TINY
 from tests.predict.dictated import dictate
 
@@ -76,6 +78,24 @@ def test_rows_that_cannot_run_say_why(planner: Make) -> None:
     assert rows[5]["ppll"].obstacle == "more stages than units"
     assert rows[2]["ppll"].prediction is not None
     found.check()
+
+
+def test_a_unit_that_a_run_refuses_is_refused(
+    planner: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan ended with a traceback when the backward of a unit could not be split."""
+    tried = []
+
+    def try_units(job: Job, subject: Subject) -> None:
+        tried.append(sorted(trials_of(job)))
+        if job.halves:
+            raise ConfigError("schedule", "zb_h1", "unit 'odd' fails")
+
+    monkeypatch.setattr("ppll_cli.cli.planner.try_units", try_units)
+    found = planner("schedule=bp,gpipe,zb_h1")
+    for rows in map(found.rows, (2, 3)):
+        assert [row.obstacle for row in rows.values()] == ["", "", "unit 'odd' fails"]
+    assert tried == [[], ["overlap"], ["halves", "overlap"]]
 
 
 @pytest.mark.parametrize("key", ["compile", "recompute"])

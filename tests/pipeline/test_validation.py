@@ -107,6 +107,10 @@ def test_two_swapped_micro_batches_are_refused(kind: type[Schedule]) -> None:
                     validate(place, swapped)
 
 
+class Again(Forward):
+    """A subclass of an instruction. It was counted apart, so a chunk could run twice."""
+
+
 F, L, B, S = Forward(0, 0), Loss(0, 0), Backward(0, 0), Step(0)
 (ALONE,) = pipeline(BackPropagation())
 (TWICE,) = pipeline(BackPropagation(microbatches=2))
@@ -118,6 +122,7 @@ THIRD = pipeline(Interleaved(), 2)[1]  # chunks 1 and 3
 BAD: dict[str, tuple[Place, list[Any], str]] = {
     "a word": (ALONE, ["forward"], "stage 0 runs forward, but batch() may yield only"),
     "a class": (ALONE, [Forward], "but batch() may yield only"),
+    "a subclass": (ALONE, [F, Again(0, 0)], "stage 0 runs Again(chunk=0, micro_batch=0), but"),
     "taking a batch": (ALONE, [NextBatch(), F], "stage 0 runs NextBatch(), but batch()"),
     "communication": (ALONE, [F, SendActivations(1, 0, 0)], "but batch() may yield only"),
     "a release": (ALONE, [F, Release(1, 0, "gradients")], "but batch() may yield only"),

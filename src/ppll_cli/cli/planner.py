@@ -7,12 +7,13 @@ from typing import Self
 from ppll_cli.config.settings import Settings, usable_cores
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.devices import device_of, model_of
+from ppll_cli.job.job import Job
 from ppll_cli.job.schedule import schedule_of
 from ppll_cli.leaves import cuda
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.predict.interconnect import Interconnect
 from ppll_cli.predict.speed import Prediction, bp_batch_s, neighbours_of, predict
-from ppll_cli.prepare.checks import check_plan
+from ppll_cli.prepare.checks import check_plan, trials_of, try_units
 from ppll_cli.prepare.preparation import assemble, profile_of
 from ppll_cli.prepare.recovery import planned
 from ppll_cli.prepare.subject import examine
@@ -75,6 +76,7 @@ class Planner:
         self._rows: dict[tuple[str, int, int], Row] = {}
         self._beside: set[int] = set()
         self._unplanned: dict[tuple[str, int, str], list[int]] = {}
+        self._tried: dict[frozenset[str], ConfigError | None] = {}
         self._errors: list[ConfigError] = []
         self._found = False
 
@@ -202,6 +204,7 @@ class Planner:
             given = settings, self.subject, schedule, devices, self.profile, ""
             job = assemble(*given, notes=[])
             check_plan(job, self.subject)
+            self._try_units(job)
             if self.per_machine is not None:
                 homes = tuple(n // self.per_machine for n in range(len(devices)))
                 job = replace(job, homes=homes)
@@ -226,6 +229,18 @@ class Planner:
             replicas=replicas,
             machines=len({*job.homes, 0}),
         )
+
+    def _try_units(self, job: Job) -> None:
+        """Refuse units that a run would refuse; try them once for each combination of trials."""
+        trials = trials_of(job)
+        if trials not in self._tried:
+            self._tried[trials] = None
+            try:
+                try_units(job, self.subject)
+            except ConfigError as error:
+                self._tried[trials] = error
+        if (refused := self._tried[trials]) is not None:
+            raise refused
 
     def _schedule(self, name: str) -> Schedule:
         return schedule_of(self.settings(name, 1, 1).schedule)

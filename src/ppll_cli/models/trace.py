@@ -18,6 +18,7 @@ from ppll_cli.errors import noted
 from ppll_cli.leaves.random_states import random_states
 from ppll_cli.leaves.values import ValueSpec, empty, spec_of
 from ppll_cli.models.counters import counters
+from ppll_cli.models.foreign import uses_others
 from ppll_cli.models.unit import Unit
 
 ODD = 7
@@ -306,10 +307,10 @@ def _shared(inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> tuple[tuple[
 def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], one_sample: Sequence[ValueSpec]) -> str:
     """Return why the program cannot train a unit, or an empty text.
 
-    These conditions are checked: each call of `build` makes new weights; the number of samples is
-    the size of the first dimension of each output, and changes no other dimension; outputs in
-    training fit into the memory for outputs in evaluation. `one_sample` describes the outputs for
-    one sample.
+    These conditions are checked: each call of `build` makes new weights, and the network computes
+    with no others; the number of samples is the size of the first dimension of each output, and
+    changes no other dimension; outputs in training fit into the memory for outputs in evaluation.
+    `one_sample` describes the outputs for one sample.
 
     Raises:
         TypeError: In training, the unit does not return the tensors of its `writes`.
@@ -320,6 +321,11 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], one_sample: Sequence[
         return (
             f"has the same {next(iter(kept))!r} after two calls of its build(); build() must make "
             "new weights at each call, and units cannot share weights"
+        )
+    if uses_others(one, [empty(specs[name], ODD) for name in unit.reads]):
+        return (
+            "computes with a parameter that its network does not have; build() must make all "
+            "parameters, as attributes or in an nn.ModuleList, and units cannot share weights"
         )
     outputs = _run(unit, specs, samples=ODD)[1]
     for (name, output), one_made in zip(outputs.items(), one_sample, strict=True):

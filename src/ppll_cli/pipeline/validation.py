@@ -81,7 +81,8 @@ class _Checker:
 
     def check(self, instruction: Checked) -> None:
         """Count the next instruction, or raise ScheduleError if the instruction is wrong here."""
-        if not isinstance(instruction, self._allowed):
+        # A subclass of `Forward` is refused too: it would be counted apart from `Forward`.
+        if type(instruction) not in self._allowed:
             *names, last = (kind.__name__ for kind in self._allowed)
             raise ScheduleError(
                 f"stage {self.place.stage} runs {instruction}, but {self.method}() may yield only "

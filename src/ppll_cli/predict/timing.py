@@ -76,8 +76,10 @@ def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]
 def batch_like(spec: ValueSpec, samples: int, device: torch.device) -> Tensor:
     """Make a batch [samples, *spec.shape] of random numbers; of zeros for integer dtypes."""
     shape = (samples, *spec.shape)
-    if not spec.dtype.is_floating_point:
+    if not spec.differentiable:
         return torch.zeros(shape, dtype=spec.dtype, device=device)
+    if spec.dtype.is_complex:
+        return torch.rand(shape, dtype=spec.dtype, device=device)
     return torch.rand(shape, device=device).to(spec.dtype)  # there is no `rand` for float8
 
 

@@ -1,5 +1,6 @@
 """Checks a job before its workers start."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ppll_cli.config.options import as_typed
@@ -7,26 +8,83 @@ from ppll_cli.config.targets import blaming
 from ppll_cli.errors import ConfigError, DeadlockError, PpllError, ScheduleError, noted
 from ppll_cli.job.job import Job
 from ppll_cli.models.trace import Cost
-from ppll_cli.pipeline.instructions import Compute, Measure, StartAverage
+from ppll_cli.pipeline.instructions import (
+    Backward,
+    BackwardWeight,
+    Compute,
+    Forward,
+    Instruction,
+    Measure,
+    StartAverage,
+)
 from ppll_cli.pipeline.schedule import Place
 from ppll_cli.pipeline.validation import validate, validate_evaluation
-from ppll_cli.prepare.subject import Subject
-from ppll_cli.prepare.trials import check_halves, check_losses, check_recompute
+from ppll_cli.prepare.subject import Subject, is_own
+from ppll_cli.prepare.trials import (
+    check_averages,
+    check_halves,
+    check_losses,
+    check_overlap,
+    check_recompute,
+)
 
 
 def check_instructions(job: Job, subject: Subject) -> None:
     """Check that the job's instructions train the model correctly.
 
     Raises:
-        ConfigError: `check_plan` finds an error, or a unit does not allow split backward passes or
-            recomputation.
+        ConfigError: `check_plan` or `try_units` finds an error.
     """
     check_plan(job, subject)
-    if job.settings.recompute:
+    try_units(job, subject)
+
+
+def trials_of(job: Job) -> frozenset[str]:
+    """Return the names of the trials that `try_units` makes for a job."""
+    needed = {
+        "recompute": job.settings.recompute,
+        "halves": job.halves,
+        "overlap": any(map(_overlaps, job.streams())),
+        "averages": job.replicas > 1 and not job.settings.sync_batchnorm,
+    }
+    return frozenset(name for name, is_needed in needed.items() if is_needed)
+
+
+def try_units(job: Job, subject: Subject) -> None:
+    """Run the units of a job on random values, in the ways in which a user's unit may fail.
+
+    Raises:
+        ConfigError: A unit does not allow recomputation, split backward passes, other forwards
+            before its backward, or averages over replicas.
+    """
+    trials = trials_of(job)
+    schedule = as_typed("schedule", job.settings.schedule["_target_"])
+    if "recompute" in trials:
         check_recompute(subject.units, subject.ends.before)
-    if job.halves:
-        schedule = as_typed("schedule", job.settings.schedule["_target_"])
+    if "halves" in trials:
         check_halves(schedule, subject.units, subject.ends.before)
+    # The program's own units change no state in place, and use no reentrant checkpoints.
+    others = [index for index, unit in enumerate(subject.units) if not is_own(unit)]
+    units = [subject.units[index] for index in others]
+    before = [subject.ends.before[index] for index in others]
+    if "overlap" in trials:
+        check_overlap(schedule, units, before)
+    if "averages" in trials:
+        check_averages(job.replicas, units, before)
+
+
+def _overlaps(stream: Iterable[Instruction]) -> bool:
+    """Return whether a chunk runs two forwards before the backward of the first one is complete."""
+    waiting: Counter[int] = Counter()
+    for instruction in stream:
+        match instruction:
+            case Forward(chunk, _):
+                waiting[chunk] += 1
+                if waiting[chunk] > 1:
+                    return True
+            case Backward(chunk, _) | BackwardWeight(chunk, _):
+                waiting[chunk] -= 1
+    return False
 
 
 def check_plan(job: Job, subject: Subject) -> None:

@@ -224,11 +224,11 @@ def _traced(
     traced = []
     for unit in units:
         recipe = recipe_of(unit, specs)
-        found = _TRACED if _is_own(unit) else known
+        found = _TRACED if is_own(unit) else known
         if recipe not in found:
             with blaming(*model, f"running a sample through {unit.name!r}"):
                 (made,) = trace([unit], specs)
-                if not _is_own(unit) and (problem := problem_of(unit, specs, made.outputs)):
+                if not is_own(unit) and (problem := problem_of(unit, specs, made.outputs)):
                     raise ConfigError(*model, f"unit {unit.name!r} {problem}")
             found[recipe] = made
         traced.append(found[recipe])
@@ -239,7 +239,7 @@ def _traced(
 _TRACED: dict[object, TracedUnit] = {}
 
 
-def _is_own(unit: Unit) -> bool:
+def is_own(unit: Unit) -> bool:
     """Return whether a class in `ppll_cli.models` builds the unit from plain values."""
     if not isinstance(unit.build, partial) or not isinstance(unit.build.func, type):
         return False

@@ -1,6 +1,6 @@
 """Tests units and losses on the CPU, on random values, before a run.
 
-There are three tests, for errors that tracing does not find:
+There are five tests, for errors that tracing does not find:
 
 - Dtypes. Models are traced on torch's meta device, on which, for example, a Linear layer accepts
   integers. So a unit or loss is run once if it reads a unit's output that is not float32.
@@ -9,6 +9,10 @@ There are three tests, for errors that tracing does not find:
   hook changes gradients.
 - `recompute=true`. The forward pass runs twice, with equal buffers and random numbers. Gradients
   may be wrong if a unit has other state, such as a Python counter.
+- Schedules such as GPipe. Other micro-batches run between a forward and its backward. Gradients
+  may be wrong if a forward changes weights or buffers in place that the backward reads.
+- Replicas. They average a gradient as soon as it is complete. An average may be wrong if a
+  backward adds to the gradient of a parameter more than once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +31,7 @@ from ppll_cli.job.halves import backward_to_inputs
 from ppll_cli.job.job import Job
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.recompute import recomputed
-from ppll_cli.leaves.values import ValueSpec
+from ppll_cli.leaves.values import ValueSpec, spec_of
 from ppll_cli.models.unit import Unit, build_unit, seeded
 from ppll_cli.predict.timing import batch_like
 from ppll_cli.prepare.subject import Subject, recipe_of
@@ -169,17 +173,57 @@ def check_recompute(units: Sequence[Unit], before: Sequence[_Specs]) -> None:
         raise ConfigError("recompute", True, problem, "use recompute=false")
 
 
-def _first_unfit(way: _Way, units: Sequence[Unit], before: Sequence[_Specs]) -> str:
-    """Return a text on the first unit for which `way` computes wrong gradients; "" if none."""
+def check_overlap(
+    schedule: tuple[str, object], units: Sequence[Unit], before: Sequence[_Specs]
+) -> None:
+    """Check that a unit's gradients stay equal if another forward runs before the backward.
+
+    The arguments are those of `check_halves`. Units that refuse random values are not checked.
+
+    Raises:
+        ConfigError: The gradients of a unit differ, or its backward pass fails.
+    """
+    if found := _first_unfit(_after_another, units, before, skip_unable=True):
+        problem = f"other micro-batches run before a backward, and then the backward of {found}"
+        remedy = "make new tensors in forward() instead of changing buffers or weights in place"
+        raise ConfigError(*schedule, problem, f"{remedy}, or use schedule.microbatches=1")
+
+
+def check_averages(replicas: int, units: Sequence[Unit], before: Sequence[_Specs]) -> None:
+    """Check that a unit's backward pass adds to the gradient of each parameter only once.
+
+    Of equal units, only one is tested. `before` has, for each unit, the tensors that exist before
+    the unit runs. Units that refuse random values are not checked.
+
+    Raises:
+        ConfigError: It adds to a gradient more than once, or it fails.
+    """
+    if found := _first_unfit(_adding_once, units, before, skip_unable=True):
+        problem = f"replicas average a gradient as soon as it is complete, but {found}"
+        remedy = "use checkpoint(..., use_reentrant=False) in forward(), or replicas=1"
+        raise ConfigError("replicas", replicas, problem, remedy)
+
+
+def _first_unfit(
+    way: _Way, units: Sequence[Unit], before: Sequence[_Specs], *, skip_unable: bool = False
+) -> str:
+    """Return a text on the first unit for which `way` computes wrong gradients; "" if none.
+
+    If `skip_unable` is True, units that cannot compute gradients for random values are skipped.
+    """
     kinds: dict[object, tuple[Unit, _Specs]] = {}
     for unit, specs in zip(units, before, strict=True):
         kinds.setdefault(recipe_of(unit, specs), (unit, specs))
     for unit, specs in kinds.values():
         inputs = [batch_like(specs[n], SAMPLES, CPU) for n in unit.reads]
+        expected: _Gradients | None = None
         try:
-            if not _same(_gradients(unit, inputs, _whole), _gradients(unit, inputs, way)):
+            expected = _gradients(unit, inputs, _whole)
+            if not _same(expected, _gradients(unit, inputs, way)):
                 return f"unit {unit.name!r} gives different gradients"
         except Exception as error:  # raised by a user's unit
+            if expected is None and skip_unable:
+                continue
             why = " ".join(str(error).split()) or type(error).__name__
             return f"unit {unit.name!r} fails: {why}"
     return ""
@@ -187,15 +231,20 @@ def _first_unfit(way: _Way, units: Sequence[Unit], before: Sequence[_Specs]) -> 
 
 def _same(these: _Gradients, those: _Gradients) -> bool:
     return all(
-        a is b is None or (a is not None and b is not None and torch.equal(a, b))
+        a is b is None or (a is not None and b is not None and _equal(a, b))
         for a, b in zip(these, those, strict=True)
     )
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Return whether two gradients are equal; random values may make both of them NaN."""
+    return bool((one.eq(other) | (one.isnan() & other.isnan())).all())
 
 
 def _gradients(unit: Unit, inputs: Sequence[Tensor], way: _Way) -> _Gradients:
     """Return a unit's gradients. Each call begins with the same weights and random numbers."""
     network = build_unit(unit, seed=0).train()
-    leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
+    leaves = [x.detach().requires_grad_(spec_of(x).differentiable) for x in inputs]
     with torch.random.fork_rng(devices=[]):
         way(network, leaves)
     return [tensor.grad for tensor in (*leaves, *network.parameters())]
@@ -216,6 +265,27 @@ def _in_halves(network: nn.Module, leaves: Sequence[Tensor]) -> None:
 
 def _recomputed(network: nn.Module, leaves: Sequence[Tensor]) -> None:
     torch.autograd.backward(*_starts(recomputed(network, _seed, *leaves)))
+
+
+def _after_another(network: nn.Module, leaves: Sequence[Tensor]) -> None:
+    _seed()
+    starts = _starts(network(*leaves))
+    network(*leaves)
+    torch.autograd.backward(*starts)
+
+
+def _adding_once(network: nn.Module, leaves: Sequence[Tensor]) -> None:
+    added: set[Tensor] = set()
+
+    def add(parameter: Tensor) -> None:
+        if parameter in added:
+            raise RuntimeError("its backward adds to the gradient of a parameter more than once")
+        added.add(parameter)
+
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(add)  # type: ignore[no-untyped-call]
+    _whole(network, leaves)
 
 
 _seed = partial(torch.manual_seed, 0)
