@@ -178,6 +178,34 @@ def test_watched_weights_must_not_be_changed(tmp_path: Path, cuts: Sequence[str]
         grouped(tmp_path, cuts, *method)
 
 
+class Emptying(Watcher):
+    """Takes all entries out of the mapping, and puts other tensors into it."""
+
+    def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
+        super().see(weights, steps)
+        assert isinstance(weights, dict)
+        for name in [*weights]:
+            weights[f"kept.{name}"] = weights.pop(name).double()
+
+
+class Empties(Watching):
+    """Makes losses that change the mapping in which they get the watched weights."""
+
+    def criterion(self, site: Site) -> Criterion:
+        """Return the criterion."""
+        return Emptying(site, Watch(site.stop, self.lag))
+
+
+@pytest.mark.parametrize("cuts", [[], ["blocks.2"]], ids=["one stage", "two stages"])
+def test_a_loss_may_change_the_mapping_that_has_the_weights(
+    sequential: Sequential, tmp_path: Path, cuts: Sequence[str]
+) -> None:
+    """It was once the mapping of the program itself, so `pop` ended the run by a KeyError."""
+    method = [f"local._target_={__name__}.Empties", *watching(2)[1:]]
+    found = grouped(tmp_path, cuts, *method)
+    assert_same(found.tensors, sequential(2).tensors)
+
+
 def test_versions_hold_the_weights_of_the_last_steps() -> None:
     network = nn.Linear(1, 1)
     versions = Versions("unit", network, 3)
