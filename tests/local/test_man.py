@@ -171,6 +171,12 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], problem: str)
         assert str(caught.value).startswith(problem)
 
 
+@pytest.mark.parametrize("loss", ["dgl", "ce"])
+def test_loss_weights_that_the_loss_would_ignore_are_refused(loss: Any) -> None:
+    with pytest.raises(ConfigError, match=f"local.weights=.* the loss here is {loss}; leave it"):
+        MAN(loss=loss, weights=[1, 1, 1, 1]).criterion(site_of(RESNET, [1]))
+
+
 def test_other_tasks_are_refused() -> None:
     site = replace(site_of(RESNET, [1]), task=OtherTask())
     for method, name in ((MAN, "man"), (MANPlus, "manpp")):

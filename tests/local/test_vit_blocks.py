@@ -110,12 +110,13 @@ def test_invalid_depths_are_refused(depth: int | list[int] | str, line: str) -> 
     assert str(caught.value) == line
 
 
-@pytest.mark.parametrize("depth", [[], [1, 1], [1, 1, 1, 1]])
+@pytest.mark.parametrize("depth", [[], [1], [1, 1], [1, 1, 1, 1]])
 def test_a_list_with_a_wrong_number_of_depths_is_refused(depth: list[int]) -> None:
     with pytest.raises(ConfigError) as caught:
         ViTBlocks(depth=depth).criterion(sites(small(), MODULES)[0])
     assert (caught.value.key, caught.value.value) == ("local.depth", depth)
-    assert f"has {len(depth)} numbers, but 3 modules" in caught.value.problem
+    numbers = "1 number" if len(depth) == 1 else f"{len(depth)} numbers"
+    assert caught.value.problem == f"has {numbers}, but there are 3 auxiliary networks"
 
 
 def test_maps_are_refused() -> None:

@@ -95,6 +95,10 @@ class MAN(LocalMethod):
             return self._detector(there)
         tokens = len(there.spec.shape) == 2
         loss = self.loss or ("ce" if tokens else "infopro")
+        if loss != "infopro" and self.weights is not None:
+            problem = f"is for the loss of InfoPro, and the loss here is {loss}"
+            remedy = "leave it out, or use local.loss=infopro"
+            raise ConfigError("local.weights", self.weights, problem, remedy)
         if loss == "infopro":
             weights = self.weights or self.infopro_weights(site)
             return InfoPro(weights=weights).criterion(there, key="local.loss")
@@ -111,9 +115,10 @@ class MAN(LocalMethod):
 
         data = "with class labels or boxes"
         only_for(Detection, there.task, "local", self.name, "classification and detection", data)
-        if self.loss is not None:
-            problem = "is for classification: a detector has the loss of its task"
-            raise ConfigError("local.loss", self.loss, problem, "leave it out")
+        for key, value in (("local.loss", self.loss), ("local.weights", self.weights)):
+            if value is not None:
+                problem = "is for classification: a detector has the loss of its task"
+                raise ConfigError(key, value, problem, "leave it out")
         if self.detection_head == "pyramid":
             network = copy_unit(there, len(there.units) - 1, there.spec.shape, self.name)
         else:

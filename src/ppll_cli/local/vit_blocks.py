@@ -8,6 +8,7 @@ from torch import nn
 from ppll_cli.config.targets import checked
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.limits import MOST_LAYERS
+from ppll_cli.leaves.names import counted
 from ppll_cli.local.copies import copies_of, later_units
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 
@@ -56,7 +57,8 @@ class ViTBlocks(LocalMethod):
             raise ConfigError(
                 "local.depth",
                 self.depth,
-                f"has {len(self.depth)} numbers, but {auxiliary} modules have an auxiliary network",
+                f"has {counted(len(self.depth), 'number')}, but there are "
+                f"{counted(auxiliary, 'auxiliary network')}",
                 "give one number for each module but the last",
             )
         return self.depth[site.module]
