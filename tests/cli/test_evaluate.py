@@ -102,6 +102,9 @@ def test_predict_prints_a_prediction_for_each_picture(run: Finished, tmp_path: P
     Image.new("L", (8, 8), 40).save(tmp_path / "a.png")
     Image.new("RGB", (20, 30)).save(tmp_path / "b.jpg")
     files = ["--predict", "a.png", "b.jpg"]
+    older = tmp_path / "out" / "confusion.png"
+    older.parent.mkdir()
+    older.write_text("of an earlier evaluation")
     done = ppll_eval(run.folder, *files, "device=cpu", "--output", "out", cwd=tmp_path)
     assert done.returncode == 0
     one, two, last = done.stdout.splitlines()
@@ -110,6 +113,7 @@ def test_predict_prints_a_prediction_for_each_picture(run: Finished, tmp_path: P
     assert last == "predictions in out"
     found = results(tmp_path / "out")
     assert "test" not in found
+    assert not older.exists()  # it would look like a result of this evaluation
     assert [each["file"] for each in found["predictions"]] == ["a.png", "b.jpg"]
     first = found["predictions"][0]
     assert one.split()[1:3] == [first["class"], f"{first['probability']:.4f},"]

@@ -8,7 +8,7 @@ from hydra.errors import MissingConfigException
 from omegaconf.errors import ConfigAttributeError
 
 from ppll_cli.cli.arguments import searched
-from ppll_cli.cli.explain import explain
+from ppll_cli.cli.explain import PLUGINS, explain
 
 
 def test_the_folder_of_a_sweep_is_named() -> None:
@@ -73,6 +73,17 @@ def test_the_folder_of_a_users_option_is_asked_for() -> None:
     missing = MissingConfigException("Could not find 'local/wide'", "local/wide")
     line = str(explain(missing, ["local=wide"]))
     assert line.endswith("; for an option of your own give --config-dir=FOLDER")
+
+
+def test_a_missing_plugin_of_hydra_is_named_with_its_package() -> None:
+    """The message said that the group has no options, and asked for a folder of the user's own."""
+    page = Path(__file__).parents[2] / "docs" / "sweeps.md"
+    for (group, name), package in PLUGINS.items():
+        missing = MissingConfigException(f"Could not find '{group}/{name}'", f"{group}/{name}")
+        line = str(explain(missing, ["--multirun", f"{group}={name}"]))
+        assert line.startswith(f"{group}={name}: this plugin of Hydra is not installed; ")
+        assert line.endswith(f" -m pip install {package}")
+        assert f"| `{package}` |" in page.read_text()
 
 
 def test_a_group_of_the_users_own_does_not_hide_the_message(own: Path) -> None:

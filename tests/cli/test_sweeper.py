@@ -281,6 +281,20 @@ def test_the_first_failure_of_a_job_is_shown_even_if_the_sweeper_fails_too(
     assert "Traceback" not in said.out + said.err
 
 
+@pytest.mark.parametrize(
+    ("name", "end"), [("name=wide,deep", ""), ("name=vit-s${seed}", "-vit-s0")]
+)
+def test_jobs_with_names_of_their_own_have_the_same_parent_folder(
+    main: Main, tmp_path: Path, name: str, end: str
+) -> None:
+    """The name is part of the sweep's folder, so each job went into another sweep's folder."""
+    assert main("-m", name, "seed=0,1").status == 0
+    (folder,) = tmp_path.glob("outputs/sweeps/*/*")
+    assert re.fullmatch(r"[\d-]+" + end, folder.name)
+    assert {job.status for job in read_sweep(folder).jobs} == {"completed"}
+    assert (folder / "comparison.csv").exists()
+
+
 def test_a_refusal_names_the_job(main: Main, jobs: Jobs) -> None:
     said = main("-m", "model=vit,resnet32", "model.dim=16")
     assert (said.status, jobs.ran) == (2, [])

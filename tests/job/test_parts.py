@@ -136,6 +136,9 @@ def test_the_summary_has_totals_over_all_parts(run: Runner) -> None:
 
     fourth = resumed(first, "gpus=1", "max_steps=25")
     assert [part["gpus"] for part in parts(fourth)] == [2, 2, 2, 1]
+    cuts = [part["stages"] for part in parts(fourth)]
+    assert cuts == [*[parts(first)[0]["stages"]] * 3, []]
+    assert len(cuts[0]) == 1  # two stages; the summary lacked `stages`, which docs/resume.md shows
     own = parts(fourth)[-1]["samples_per_second"]
     assert fourth.summary["train"]["samples_per_second"] == own
     assert fourth.summary["train"]["seconds"] == pytest.approx(

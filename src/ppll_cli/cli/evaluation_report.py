@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ppll_cli.cli.evaluate import EvaluationRequest
 
 RESULTS_FILE = "evaluation.json"
+CONFUSION_FILE = "confusion.png"
 
 MOST_ROWS = 20
 """Largest number of rows of a table. A longer table has only the rows with the worst metric."""
@@ -71,6 +72,7 @@ def report(asked: "EvaluationRequest") -> None:
         content["predictions"] = predictions
     with writing_to(asked.output):
         write_json(asked.output / RESULTS_FILE, content)
+        (asked.output / CONFUSION_FILE).unlink(missing_ok=True)  # of an earlier evaluation
     if found is not None:
         _draw(found, run, asked)
     console = rich_console()
@@ -135,12 +137,12 @@ def _predictions(
 def _draw(found: Evaluated, run: LoadedRun, asked: "EvaluationRequest") -> None:
     if found.details is None or found.details.confusion is None:
         return
-    with only_warn("confusion.png could not be drawn"):
+    with only_warn(f"{CONFUSION_FILE} could not be drawn"):
         from ppll_cli.observe.confusion_picture import picture
 
         names = [entry["class"] for entry in found.details.entries]
         title = f"{_summary(found, run, asked.ema)} on {asked.data} ({found.samples:,} samples)"
-        picture(asked.output / "confusion.png", found.details.confusion, names, title)
+        picture(asked.output / CONFUSION_FILE, found.details.confusion, names, title)
 
 
 def _lines(

@@ -15,7 +15,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ppll_cli.cli.overrides import RUN_DIR, SWEEP_DIR, is_override, is_sweep
-from ppll_cli.config.commands import SEARCH_PATH, command, key_of, search_path, setting, word
+from ppll_cli.config.commands import (
+    SEARCH_PATH,
+    command,
+    key_of,
+    pip_install,
+    search_path,
+    setting,
+    word,
+)
 from ppll_cli.config.composition import CONFIG, options_given
 from ppll_cli.config.moved import OPTIONS
 from ppll_cli.config.options import conf_dir
@@ -23,6 +31,14 @@ from ppll_cli.config.overrides import parsed
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.names import meant
 from ppll_cli.leaves.nested import flat
+
+PLUGINS = {
+    ("hydra/launcher", "joblib"): "hydra-joblib-launcher",
+    ("hydra/launcher", "submitit_local"): "hydra-submitit-launcher",
+    ("hydra/launcher", "submitit_slurm"): "hydra-submitit-launcher",
+    ("hydra/sweeper", "optuna"): "hydra-optuna-sweeper",
+}
+"""The packages that bring options of Hydra's groups (see docs/sweeps.md)."""
 
 
 def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run") -> ConfigError:
@@ -177,6 +193,9 @@ class _Options:
 
 
 def _no_option(group: str, name: str, options: _Options) -> ConfigError:
+    if package := PLUGINS.get((group, name)):
+        problem = "this plugin of Hydra is not installed"
+        return ConfigError(group, name, problem, pip_install(package))
     if now := OPTIONS.get((group, name)):
         return ConfigError(group, name, "there is no such option any more", f"use {group}={now}")
     names = options.names(group)

@@ -67,7 +67,10 @@ class BasicSweeper(basic_sweeper.BasicSweeper):
 
         `arguments` has the command line's overrides, except those of Hydra's own keys.
         """
-        folder = Path(str(self.config.hydra.sweep.dir)).absolute()
+        place = str(self.config.hydra.sweep.dir)
+        folder = Path(place).absolute()
+        # All jobs use this folder, even if its name has a value that differs between jobs.
+        self.config.hydra.overrides.hydra.append(setting("hydra.sweep.dir", place))
         if (known := Jobs.current.swept) is not None:
             with locked_sweep(folder, begins=False):
                 return self._launch(self._left(known))

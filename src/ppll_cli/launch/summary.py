@@ -91,7 +91,7 @@ def _speed(
     return {
         "seconds": sum(part["seconds"] for part in parts) if parts else seconds,
         "samples_per_second": rate(workers, job.replicas),
-        "parts": [{k: v for k, v in part.items() if k != "stages"} for part in parts],
+        "parts": list(parts),
     }
 
 
