@@ -68,7 +68,7 @@ def try_units(job: Job, subject: Subject) -> None:
     units = [subject.units[index] for index in others]
     before = [subject.ends.before[index] for index in others]
     if "overlap" in trials:
-        check_overlap(schedule, units, before)
+        check_overlap(schedule, units, before, recompute=job.settings.recompute)
     if "averages" in trials:
         check_averages(job.replicas, units, before)
 
