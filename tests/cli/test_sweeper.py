@@ -295,6 +295,20 @@ def test_jobs_with_names_of_their_own_have_the_same_parent_folder(
     assert (folder / "comparison.csv").exists()
 
 
+def test_a_refused_job_removes_no_file_of_another_run(
+    main: Main, jobs: Jobs, tmp_path: Path
+) -> None:
+    """Only Hydra's launcher knows this folder in time to see that it has a run already."""
+    folder = ["hydra.sweep.dir=swept", "hydra.sweep.subdir=${hydra:job.id}"]
+    assert main("-m", "seed=0", *folder).status == 0
+    log = tmp_path / "swept" / "0" / "ppll-run.log"
+    log.write_text("what the run told")
+    said = main("-m", "seed=1", *folder)
+    assert (said.status, jobs.ran) == (2, [("0", False, 0)])
+    assert "is not empty: it holds config.json" in said.err
+    assert log.read_text().startswith("what the run told")
+
+
 def test_a_refusal_names_the_job(main: Main, jobs: Jobs) -> None:
     said = main("-m", "model=vit,resnet32", "model.dim=16")
     assert (said.status, jobs.ran) == (2, [])

@@ -85,6 +85,8 @@ class Jobs:
         self.folder = Path(os.path.abspath(folder))  # without `..`, as Hydra names it
         places = (self.folder, *self.folder.parents)
         self.above = next(path for path in places if os.path.exists(path))
+        if self.before is not None:  # Hydra replaces no file of a run that is resumed
+            return
         files = [self.folder / name for name in (*HYDRAS, LOG_FILE)]
         self.earlier = {file: file.read_bytes() for file in files if os.path.isfile(file)}
 
@@ -136,7 +138,8 @@ class Jobs:
         strangers = sorted({p.name for p in run_dir.iterdir()} - {Path(n).parts[0] for n in ours})
         goes_on = self.before or (self.swept is not None and CONFIG_FILE in strangers)
         if strangers and not goes_on:
-            remove_refused(run_dir, ours, self.above, self.earlier)
+            if run_dir == self.folder:  # else `earlier` lacks what was in the folder
+                remove_refused(run_dir, ours, self.above, self.earlier)
             problem = f"is not empty: it holds {strangers[0]}"
             raise ConfigError("hydra.run.dir", run_dir, problem, "choose a new folder")
         try:
