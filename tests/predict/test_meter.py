@@ -154,9 +154,11 @@ def test_the_process_has_ended_when_workers_start(tmp_path: Path, monkeypatch: A
     assert not active_children()
 
 
-@pytest.mark.parametrize(("peers", "by_host"), [(True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("peers", "ipc", "by_host"), [(True, True, False), (False, True, True), (True, False, True)]
+)
 def test_the_parent_creates_no_cuda_context(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peers: bool, by_host: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peers: bool, ipc: bool, by_host: bool
 ) -> None:
     """A context would hold memory of the first device during the whole run."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -184,7 +186,8 @@ def test_the_parent_creates_no_cuda_context(
 
     monkeypatch.setattr(Meter, "ask", answer)
     small = [each for each in SMALL if each != "device=cpu"]
-    job = prepared(*small, "partition=profile", "gpus=2", "device=cuda").job
+    options = ["partition=profile", "gpus=2", "device=cuda", f"transport.ipc={ipc}"]
+    job = prepared(*small, *options).job
     assert job.devices == ("cuda:0", "cuda:1")
     assert copies == {("cuda:0", "cuda:1", by_host)}
     transport = RingTransport(depth=1)

@@ -143,10 +143,11 @@ class Profile:
         """The device that receives messages, and whether they go through host memory."""
         device = self.setup.device
         receiver = receiver_of(device)
-        by_host = device != "cpu" and bool(
-            cannot_share(device, receiver) or cannot_reach(device, receiver)
-        )
-        return receiver, by_host
+        if device == "cpu":
+            return receiver, False
+        ipc = self.setup.settings.transport.get("ipc", True)
+        obstacle = cannot_share(device, receiver) or cannot_reach(device, receiver)
+        return receiver, not ipc or obstacle is not None
 
     @property
     def step_s(self) -> float:
