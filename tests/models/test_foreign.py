@@ -46,7 +46,7 @@ def test_a_unit_may_not_use_another_units_weights() -> None:
     """Such weights were tied on one stage, and missing on two."""
     with torch.device("meta"):
         other = nn.Linear(3, 3)
-    assert problem(lambda: Listed(other)).startswith("computes with a parameter that its network")
+    assert problem(lambda: Listed(other)).startswith("computes with a parameter that is not")
 
 
 def test_a_unit_may_not_hide_its_weights() -> None:

@@ -81,11 +81,10 @@ def searched(config_dir: Path | None) -> list[str]:
     return [search_path([config_dir])]
 
 
-def check_for_all(override: str, remedy: str) -> None:
-    """Refuse an override that has a meaning only for a command that writes a run.
+def refuse_if_only_for_runs(override: str, remedy: str) -> None:
+    """Refuse an override that only `ppll-run` can use: `resume`, and Hydra's keys.
 
-    Such overrides are `resume` and those of Hydra's keys, except the key of the search path, which
-    adds folders as `--config-dir` does.
+    The key of Hydra's search path is allowed, because it adds folders as `--config-dir` does.
     """
     key, value = key_of(override), override.partition("=")[2]
     if re.match(r"(resume|hydra)\b", key) and key != SEARCH_PATH:

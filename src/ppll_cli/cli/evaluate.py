@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ppll_cli.cli.arguments import Parser, check_for_all, script, searched
+from ppll_cli.cli.arguments import Parser, refuse_if_only_for_runs, script, searched
 from ppll_cli.config.commands import key_of
 from ppll_cli.config.composition import composed
 from ppll_cli.config.settings import Settings, parse
@@ -199,7 +199,7 @@ def _configured(
             raise refused(key, given, run.recorded_as(key), free=FREE, who="an evaluation")
 
     for each in overrides:
-        check_for_all(each, f"ppll-eval takes {', '.join(FREE)} and data.KEY")
+        refuse_if_only_for_runs(each, f"ppll-eval takes {', '.join(FREE)} and data.KEY")
     given = [key_of(each) for each in overrides]
     here = [*overrides, *searched(config_dir)]
     try:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from ppll_cli.cli.arguments import Parser, check_for_all, script, searched
+from ppll_cli.cli.arguments import Parser, refuse_if_only_for_runs, script, searched
 from ppll_cli.config.commands import key_of
 from ppll_cli.config.composition import composed
 from ppll_cli.config.settings import Settings, parse, usable_cores
@@ -166,7 +166,7 @@ def _lists(overrides: Sequence[str]) -> tuple[dict[str, tuple[Any, ...]], list[s
     for override in parsed(overrides):
         key, value = override.key_or_group, override.get_value_string()
         remedy = "give the overrides of that run" if key == "resume" else "leave it out"
-        check_for_all(text(override), remedy)
+        refuse_if_only_for_runs(text(override), remedy)
         if key in lists and not override.is_delete():
             lists[key] = _values(override)
             if not lists[key]:

@@ -231,7 +231,7 @@ class Planner:
         )
 
     def _try_units(self, job: Job) -> None:
-        """Refuse units that a run would refuse; try them once for each combination of trials."""
+        """Refuse units that a run would refuse. Each set of trials is made only once."""
         trials = trials_of(job)
         if trials not in self._tried:
             self._tried[trials] = None

@@ -69,7 +69,8 @@ class BasicSweeper(basic_sweeper.BasicSweeper):
         """
         place = str(self.config.hydra.sweep.dir)
         folder = Path(place).absolute()
-        # All jobs use this folder, even if its name has a value that differs between jobs.
+        # The folder's name may contain a value that jobs override, such as the seed. From here on
+        # the name is fixed, so that all jobs use the same folder.
         self.config.hydra.overrides.hydra.append(setting("hydra.sweep.dir", place))
         if (known := Jobs.current.swept) is not None:
             with locked_sweep(folder, begins=False):

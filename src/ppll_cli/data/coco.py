@@ -117,7 +117,7 @@ def parse(content: Any) -> Index:
 
 
 class _Entry(NamedTuple):
-    """An entry of a list in the annotation file."""
+    """An entry of `images`, `categories` or `annotations` in the annotation file."""
 
     name: str  # name of the entry in messages
     values: dict[str, Any]  # values by key, not yet checked

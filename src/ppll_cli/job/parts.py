@@ -99,9 +99,10 @@ class Parts:
             (self._alike if alike else self._others).append(each)
 
     def _named_as_today(self, counted: Counted) -> bool:
-        """Return whether all instructions named in `counted` exist in this job.
+        """Return whether this job has every instruction that `counted` names.
 
-        The times of older program versions, which used other names, cannot be added.
+        Older versions of the program used other names. The times that they recorded cannot be added
+        to those of this job.
         """
         job, names = self._job, set()
         for stage in range(job.stages):

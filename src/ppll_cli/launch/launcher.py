@@ -78,7 +78,7 @@ def launch(
     stop: StopFlag = forkserver.context().RawValue("b", 0)
     launcher = _Launcher(job, stop, on_report, fleet)
     _stop_in_time(stop, until_s)
-    with _stop_on_signal(stop) as signals, ExitStack() as held, signals.raising():
+    with _stop_on_signal(stop) as signals, ExitStack() as held, signals.before_clean_up():
         store, interface = _meeting(job, fleet, held)
         if job.restartable:  # the folder is removed after the workers have ended
             folder = held.enter_context(shared_scratch())
@@ -249,42 +249,47 @@ def _stop_in_time(stop: StopFlag, until_s: float | None) -> None:
 
 
 class _Signals:
-    """What signals to stop do: the first one stops the workers after a checkpoint.
+    """Handles the signals that stop a run.
 
-    The second one raises `Interrupted` inside `raising()`. Later ones, and all during the clean-up
-    after `raising()`, do nothing, because an exception there would skip the rest of the clean-up.
+    The first signal asks the workers to save a checkpoint after the current batch, and to end. If
+    they were asked before (by a signal, or by the time limit), a signal raises `Interrupted`. An
+    exception during the clean-up would skip the rest of the clean-up, so a signal that comes then
+    only sets `late` to its number.
     """
 
     def __init__(self, stop: StopFlag) -> None:
-        self._stop, self._raises = stop, False
+        self._stop, self._cleaning = stop, False
+        self.late: int | None = None
 
     @contextmanager
-    def raising(self) -> Iterator[None]:
-        """Let a second signal raise `Interrupted` inside the `with` block."""
-        self._raises = True
+    def before_clean_up(self) -> Iterator[None]:
+        """Mark the end of the `with` block as the begin of the clean-up."""
         try:
             yield
         finally:
-            self._raises = False
+            self._cleaning = True
 
     def handle(self, number: int, _: FrameType | None) -> None:
         """Handle a signal."""
-        if not self._stop.value:
+        if self._cleaning:
+            self.late = number
+        elif self._stop.value:
+            self._cleaning = True  # a third signal must not interrupt the clean-up
+            raise Interrupted(number)
+        else:
             self._stop.value = number
             told = (
                 "stopping after the current batch; send the signal (Ctrl-C) again to stop at once"
             )
             log.warning(told)
-        elif self._raises:
-            self._raises = False
-            raise Interrupted(number)
 
 
 @contextmanager
 def _stop_on_signal(stop: StopFlag) -> Iterator[_Signals]:
-    """Handle signals to stop by `_Signals`.
+    """Let a `_Signals` handle the signals that stop a run, inside the `with` block.
 
-    Python handles signals only in the main thread; in another thread this function does nothing.
+    After the block, raise `Interrupted` if a signal came during the clean-up. Python handles
+    signals only in the main thread; in another thread this function does nothing.
     """
     signals = _Signals(stop)
     if threading.current_thread() is not threading.main_thread():
@@ -296,6 +301,8 @@ def _stop_on_signal(stop: StopFlag) -> Iterator[_Signals]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if signals.late is not None:
+        raise Interrupted(signals.late)
 
 
 def _meeting(job: Job, fleet: Fleet | None, held: ExitStack) -> tuple[str, str]:

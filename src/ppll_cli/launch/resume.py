@@ -108,7 +108,8 @@ class Recorded:
         given = []
         for override in parsed(overrides):
             key, said = override.key_or_group, text(override)
-            # If `+` or a preset added the key of a recorded class, the recorded options lack it.
+            # The record may have a class under a key that `+` or a preset added. The options that
+            # are composed here lack this key, so an override that repeats the class needs `++`.
             repeats = key.endswith("._target_") and at(self.config, key) == override.value()
             given.append(f"++{said.lstrip('+')}" if repeats else said)
         where = [setting("hydra.run.dir", str(self.run_dir)), "hydra.output_subdir=null"]

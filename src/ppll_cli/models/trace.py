@@ -307,9 +307,12 @@ def _shared(inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> tuple[tuple[
 def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], one_sample: Sequence[ValueSpec]) -> str:
     """Return why the program cannot train a unit, or an empty text.
 
-    These conditions are checked: each call of `build` makes new weights, and the network computes
-    with no others; the number of samples is the size of the first dimension of each output, and
-    changes no other dimension; outputs in training fit into the memory for outputs in evaluation.
+    These conditions are checked:
+
+    - Each call of `build` makes new weights, and the network computes only with its own weights.
+    - The first dimension of each output is the batch, and no other dimension depends on its size.
+    - In training, each output has the dtype that it has in evaluation, and not more elements.
+
     `one_sample` describes the outputs for one sample.
 
     Raises:
@@ -324,8 +327,9 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], one_sample: Sequence[
         )
     if uses_others(one, [empty(specs[name], ODD) for name in unit.reads]):
         return (
-            "computes with a parameter that its network does not have; build() must make all "
-            "parameters, as attributes or in an nn.ModuleList, and units cannot share weights"
+            "computes with a parameter that is not among the parameters() of the network that its "
+            "build() returns; build() must make all parameters, as attributes or in an "
+            "nn.ModuleList, and units cannot share weights"
         )
     outputs = _run(unit, specs, samples=ODD)[1]
     for (name, output), one_made in zip(outputs.items(), one_sample, strict=True):

@@ -143,8 +143,8 @@ def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> It
     if any(row.seconds_to_target is not None for row in comparison.rows):
         yield (
             f"s to {comparison.metric} {comparison.target:.4g}: seconds of training and evaluation "
-            "until an evaluation reached this value; it is the worst final value of all completed "
-            "runs that are comparable"
+            f"until an evaluation reached {comparison.target:.4g}, the worst final value of all "
+            "completed runs that are comparable"
         )
     if not each:
         yield from _on_noise(groups)

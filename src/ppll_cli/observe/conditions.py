@@ -125,8 +125,8 @@ def usual(runs: Sequence[Conditions]) -> Conditions:
 def seedless(run: FoundRun) -> Conditions:
     """Return a run's settings and conditions, without those that depend on the seed.
 
-    Two runs differ only in their seed if these values are equal. For a completed run, the result
-    has `steps` in place of `max_steps`.
+    Two runs differ only in their seed if these values are equal. For a completed run, the returned
+    values have `steps` in place of `max_steps`.
     """
     found, choices = _settings(run), _choices(run)
     if run.schedule in WHOLE:

@@ -100,8 +100,9 @@ class Profile:
         self.meter.close()
 
     def unit(self, index: int, first: bool = False) -> Measured:
-        """Return the cost of a unit, measured in a chain of units.
+        """Return the cost of a unit.
 
+        It is measured while copies of units of all kinds train one after another (see `chain`).
         If `first` is True, the unit is the first of a module with a local loss, and its inputs get
         no gradients.
         """

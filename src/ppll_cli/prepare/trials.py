@@ -192,7 +192,8 @@ def check_overlap(
     """
     way = partial(_after_another, recompute)
     if found := _first_unfit(way, units, before, skip_unable=True):
-        problem = f"other micro-batches run before a backward, and then the backward of {found}"
+        order = "it runs other micro-batches between a forward and its backward"
+        problem = f"{order}, and then the backward of {found}"
         remedy = "make new tensors in forward() instead of changing buffers or weights in place"
         raise ConfigError(*schedule, problem, f"{remedy}, or use schedule.microbatches=1")
 
@@ -204,7 +205,7 @@ def check_averages(replicas: int, units: Sequence[Unit], before: Sequence[_Specs
     the unit runs. Units that refuse random values are not checked.
 
     Raises:
-        ConfigError: It adds to a gradient more than once.
+        ConfigError: The backward pass of a unit adds to a gradient more than once.
     """
     for unit, inputs in _tested(units, before):
         counts: Counter[Tensor] = Counter()

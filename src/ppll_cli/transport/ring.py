@@ -5,7 +5,8 @@ the channel waits until the other end has finished with a slot (`order`). If a w
 slots are in shared host memory, and an end waits only for tokens (short messages in a pipe).
 Between CUDA workers, slots are on the receiver's device, and an end also waits for CUDA events. If
 the sender cannot access this memory, slots are in pinned host memory instead, and the receiver
-copies the tensors to its device. If processes cannot even share events, the hosts wait.
+copies the tensors to its device. If processes cannot share events either, each end's host waits for
+its device before it sends a token.
 """
 
 import logging

@@ -18,7 +18,7 @@ class Clock:
     """
 
     def mark(self) -> Any:
-        """Return the moment at which the device has done all work that is queued so far."""
+        """Return the moment after all work that is queued so far, without waiting for it."""
         return perf_counter()
 
     def passed(self, moment: Any) -> bool:

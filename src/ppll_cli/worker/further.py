@@ -155,5 +155,5 @@ class Norms:
         return self._total
 
     def end(self) -> None:
-        """Drop the norms of this batch."""
+        """Forget the gradient norms of this batch."""
         self._vector = self._total = None

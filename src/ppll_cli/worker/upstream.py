@@ -61,7 +61,8 @@ class Upstream:
         seed_each(generators_of(chunk.device), number)
         method = f"the method see() of module {module}'s criterion"
         with torch.no_grad(), unchanged(weights, method):
-            chunk.criterion.see(dict(weights), version.steps)  # it may take entries out
+            # A copy of the mapping, because see() may remove entries.
+            chunk.criterion.see(dict(weights), version.steps)
 
     def _send_version(self, instruction: SendWeights, step: int, done: int) -> None:
         """Send the weights that a loss reads in the batch after `step` steps.

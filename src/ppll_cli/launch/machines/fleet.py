@@ -263,7 +263,8 @@ class Fleet:
                 store.set(f"{new}/hello/{self.rank}", json.dumps(own))
             if self._session and store.check([f"{self._session}/welcome"]):
                 welcome = read_welcome(store.get(f"{self._session}/welcome"))
-                # After a restart by torchrun, the session may still be the one before it.
+                # After a restart by torchrun, the store may still have the welcome of the session
+                # before. Only the new welcome has this machine's word.
                 (mine,) = welcome[self.rank : self.rank + 1] or [None]
                 if mine is not None and mine.get("word") == own["word"]:
                     store.set(f"{self._session}/seen/{self.rank}", "")

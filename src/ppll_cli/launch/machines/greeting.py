@@ -23,7 +23,7 @@ _ADAPTER = TypeAdapter(Machine)
 
 
 def read_greeting(text: bytes) -> dict[str, Any]:
-    """Return a machine's first message; an empty one if the text is too large or no object."""
+    """Return a machine's first message; {} if the text is too large, or is not a JSON object."""
     read = _read_json(text) if len(text) <= LARGEST_BYTES else None
     return read if isinstance(read, dict) else {}
 
