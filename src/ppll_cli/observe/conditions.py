@@ -220,6 +220,35 @@ def settings(runs: Sequence[FoundRun]) -> dict[FoundRun, dict[str, str]]:
     }
 
 
+def overrides(runs: Sequence[FoundRun]) -> dict[FoundRun, dict[str, str]]:
+    """Return the overrides of each refused job, without `schedule`, which has its own column.
+
+    Overrides that all runs share are left out if there are several runs.
+    """
+    given = {run: dict(o.partition("=")[::2] for o in run.overrides) for run in runs}
+    settled = [run for run in runs if run.config]
+    refused = [set(given[run].items()) for run in runs if run.overrides]
+    shared = {
+        (key, text)
+        for key, text in (set.intersection(*refused) if refused else ())
+        if len(runs) > 1 and all(_has(run, key.lstrip("+"), text) for run in settled)
+    }
+    return {
+        run: dict(item for item in found.items() if item not in shared and item[0] != "schedule")
+        for run, found in given.items()
+    }
+
+
+def _has(run: FoundRun, key: str, text: str) -> bool:
+    """Return whether a run has the option or value that an override gives."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    chosen = _choices(run).get(key)
+    return bool(run.configured(*key.split(".")) == value if chosen is None else chosen == text)
+
+
 def _without_method(keys: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in keys.items() if key.partition(".")[0] not in METHOD}
 
