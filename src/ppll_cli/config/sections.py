@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.limits import Count, Fraction, NotNegative, Positive
 
+BY_EPOCHS = ("cosine", "cosine_by_epoch")
+"""Values of `optim.schedule` with which the learning rate depends on the number of epochs."""
+
 Epochs = Annotated[FiniteFloat, Field(ge=0, le=1e9)]
 
 
