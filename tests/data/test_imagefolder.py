@@ -178,8 +178,14 @@ def test_a_single_csv_file_may_have_any_name(make: Callable[..., ImageFolder], r
 
 
 WRONG: list[tuple[Callable[[Path], object], str]] = [
-    (lambda root: None, "root: has neither folders of classes nor a CSV file; put train/"),
-    (lambda root: write_classes(root / "test", {"a": [1]}), "has test, but no train"),
+    (
+        lambda root: None,
+        r"data\.root=[^:]*/root: has neither folders of classes nor a CSV file; put train/",
+    ),
+    (
+        lambda root: write_classes(root / "test", {"a": [1]}),
+        r"data\.root=[^:]*/root: has test, but no train",
+    ),
     (lambda root: write_classes(root, {"train": [1, 2]}), "train: has no folders of cl"),
     (lambda root: write_classes(root / "train", {"a": [1]}), "train: has only one class, a"),
     (
