@@ -148,6 +148,8 @@ CSV = [
     ('"one.png","x, y"\ntwo.png,z', {"x, y": [10], "z": [20]}),
     ("one.png,10\ntwo.png,9\n", {"9": [20], "10": [10]}),
     ("class.png,x\none.png,path\n", {"path": [10], "x": [5]}),
+    ('one.png,"x\n1"\ntwo.png,x\u20282\n', {"x\n1": [10], "x\u20282": [20]}),
+    ("one.png,x\rtwo.png,y\r", {"x": [10], "y": [20]}),
 ]
 
 
