@@ -149,6 +149,8 @@ def test_recorded_values_that_are_not_settings_are_not_shown(tmp_path: Path) -> 
             "weights_used": {"sha256": str(number)},
             "sha256": str(number),
             "max_minutes": 5 + number,
+            "progress_limit": 60.0 + number,
+            "timeline": bool(number),
             "objective": str(number),
             "seed": number,
         }

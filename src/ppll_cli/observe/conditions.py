@@ -30,7 +30,8 @@ DIGEST = "data.digest"
 """The digest of the data: it differs if two runs have equal settings but different samples."""
 
 OWN = {"gpus", "threads", "name", "tags"}  # keys with a column of their own
-OWN |= {"resume", "tracker", "objective", "max_minutes"}  # keys that change no compared value
+OWN |= {"resume", "tracker", "objective", "max_minutes", "progress_limit"}
+OWN |= {"timeline"}  # this and the line before: keys that change no compared value
 OWN |= {"format", "sha256", "choices", "cuts", "data_sha256", "weights_used", "classes"}
 OWN |= {"lower_is_better"}
 """Keys of `config.json` that are not compared as settings."""
