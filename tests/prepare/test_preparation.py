@@ -107,6 +107,11 @@ def test_a_note_names_a_setting_that_has_no_effect(given: str, without: str, nee
     assert not [n for n in prepared(*SMALL, needs, given).notes if "has no effect" in n]
 
 
+def test_a_note_says_that_nothing_travels_between_machines() -> None:
+    note = "transport.wire_dtype=bf16 has no effect: it is only for several machines"
+    assert note in prepared(*SMALL, "transport.wire_dtype=bf16").notes
+
+
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_no_note_names_a_value_of_an_option(name: str) -> None:
     for schedule in ("constant", "step", "cosine", "cosine_by_epoch"):
