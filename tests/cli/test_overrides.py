@@ -24,6 +24,25 @@ def test_files_of_an_early_start_up_do_not_block_a_folder(tmp_path: Path) -> Non
         check_run_dir(given)
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("config.json", "choose a new folder, or continue its run with resume=run"),
+        ("notes", "choose a new folder"),
+        (".hydra", "choose a new folder"),  # the user's: a run of this program makes the log first
+    ],
+)
+def test_a_folder_of_a_run_can_be_resumed_and_another_folder_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, remedy: str
+) -> None:
+    """The message did not offer `resume`, and a new run replaced the user's files in `.hydra`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / name).mkdir(parents=True)
+    with pytest.raises(ConfigError) as caught:
+        check_run_dir(["hydra.run.dir=run"])
+    assert str(caught.value) == f"hydra.run.dir=run: exists and is not empty; {remedy}"
+
+
 def test_a_folder_named_by_the_environment_works_with_a_users_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

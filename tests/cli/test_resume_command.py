@@ -151,5 +151,5 @@ def test_resume_auto_starts_resumes_and_finds_a_run_complete(tmp_path: Path) -> 
     assert json.loads(summary)["status"] == "completed"
     result = ppll_run(*given, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "to train longer, give a larger max_steps, or more epochs if " in result.stdout
+    assert "to train longer, start a new run with more epochs, because " in result.stdout
     assert (folder / "summary.json").read_bytes() == summary

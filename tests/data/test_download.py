@@ -97,7 +97,7 @@ def test_a_forbidden_download_names_the_missing_files(options: Options, tmp_path
     with pytest.raises(ConfigError) as caught:
         provide(dataset, FILES, URL, never)
     assert str(caught.value) == (
-        f"data.root={tmp_path}: no pixels/a.bin (and 1 more) in {tmp_path}, and "
+        f"data.root={tmp_path}: no pixels/a.bin (and 1 more) there, and "
         f"data.download=false; allow data.download=true, fetch {URL} by hand, so that "
         f"{tmp_path}/pixels/a.bin exists, or give another data.root"
     )

@@ -148,6 +148,8 @@ CSV = [
     ('"one.png","x, y"\ntwo.png,z', {"x, y": [10], "z": [20]}),
     ("one.png,10\ntwo.png,9\n", {"9": [20], "10": [10]}),
     ("class.png,x\none.png,path\n", {"path": [10], "x": [5]}),
+    ('one.png,"x\n1"\ntwo.png,x\u20282\n', {"x\n1": [10], "x\u20282": [20]}),
+    ("one.png,x\rtwo.png,y\r", {"x": [10], "y": [20]}),
 ]
 
 
@@ -178,8 +180,14 @@ def test_a_single_csv_file_may_have_any_name(make: Callable[..., ImageFolder], r
 
 
 WRONG: list[tuple[Callable[[Path], object], str]] = [
-    (lambda root: None, "root: has neither folders of classes nor a CSV file; put train/"),
-    (lambda root: write_classes(root / "test", {"a": [1]}), "has test, but no train"),
+    (
+        lambda root: None,
+        r"data\.root=[^:]*/root: has neither folders of classes nor a CSV file; put train/",
+    ),
+    (
+        lambda root: write_classes(root / "test", {"a": [1]}),
+        r"data\.root=[^:]*/root: has test, but no train",
+    ),
     (lambda root: write_classes(root, {"train": [1, 2]}), "train: has no folders of cl"),
     (lambda root: write_classes(root / "train", {"a": [1]}), "train: has only one class, a"),
     (

@@ -181,7 +181,8 @@ def test_without_files_and_downloads_the_message_names_the_place(
     make: Make, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    message = r"data.root=.*: no VOCdevkit/VOC2007/ImageSets/Main/trainval.txt \(and 2 more\) in .*"
+    message = r"data.root=.*: no VOCdevkit/VOC2007/ImageSets/Main/trainval.txt \(and 2 more\) there"
+    message += r", .*"
     message += r"allow data.download=true, fetch http.*VOC/ by hand, so that .*trainval.txt exists"
     with pytest.raises(ConfigError, match=message):
         make(root=str(tmp_path / "empty"), download=False).prepare()

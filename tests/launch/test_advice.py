@@ -1,6 +1,7 @@
 """The commands that a run prints. The tests read them as the program would read them."""
 
 import shlex
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -135,3 +136,23 @@ def test_the_resume_command_repeats_a_users_classes(tmp_path: Path) -> None:
     for changed, choices in ((None, {}), (given, {"recipe": "mine"})):
         again = advice.resume_command(tmp_path, [], changed, config, choices)
         assert arguments(again)[1:] == ["schedule._target_=my.Own", "local._target_=my.Loss"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "start", "expected"),
+    [
+        (["max_steps=7"], 7, "give a larger max_steps"),
+        ([], 10, "start a new run with more epochs, because the learning rate depends on "),
+        (["optim.schedule=constant", "max_steps=11"], 10, "give more epochs"),
+        (["optim.schedule=step", "max_steps=10"], 10, "give more epochs and a larger max_steps"),
+    ],
+)
+def test_a_complete_run_gets_advice_that_helps(
+    overrides: list[str], start: int, expected: str
+) -> None:
+    """A larger `max_steps` was recommended even if all epochs were done."""
+    parsed = settings.parse(compose_config([*SMALL, "epochs=2", *overrides])[0])
+    job = replace(prepare(parsed, "unused").job, start=start)
+    found = advice.how_to_train_longer(parsed, job)
+    assert found.startswith(expected)
+    assert ("max_steps" in found) == ("max_steps" in expected)

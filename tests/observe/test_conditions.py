@@ -1,5 +1,6 @@
 """Which runs may be compared, and in which settings they differ."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,8 @@ def test_recorded_values_that_are_not_settings_are_not_shown(tmp_path: Path) -> 
             "weights_used": {"sha256": str(number)},
             "sha256": str(number),
             "max_minutes": 5 + number,
+            "progress_limit": 60.0 + number,
+            "timeline": bool(number),
             "objective": str(number),
             "seed": number,
         }
@@ -192,3 +195,18 @@ def test_the_local_method_does_not_separate_runs_of_back_propagation(tmp_path: P
     differs = {row.run.name: Group([row]).differs for row in found.rows}
     assert differs["bp/1"] == "seed=1"
     assert "local.modules=4" in differs["my_own/1"]
+
+
+def test_a_refused_job_shows_only_overrides_that_differ(tmp_path: Path) -> None:
+    """All overrides of the command were listed, `schedule` too, so the table was very wide."""
+    config = {"epochs": 2, "batch_size": 64, "optim": {"lr": 0.001}}
+    make(tmp_path / "0", "bp", config=config)
+    same = ["model=vit", "epochs=2", "optim.lr=1e-3", "++batch_size=64"]
+    for job, gpus in ((1, 0), (2, 99)):
+        given = [*same, "schedule=ppll", "threads=3", "~tracker", f"gpus={gpus}"]
+        with (tmp_path / "refused.jsonl").open("a") as file:
+            file.write(json.dumps({"job": job, "overrides": given, "error": "no"}) + "\n")
+    found = compare([tmp_path])
+    assert [row.run.schedule for row in found.rows] == ["bp", "ppll", "ppll"]
+    others = "threads=3 ~tracker"
+    assert differing(found) == ["", f"{others} gpus=0", f"{others} gpus=99"]

@@ -104,7 +104,7 @@ def test_the_last_line_has_the_reference_of_the_metric(capsys: Capture) -> None:
     test = {"loss": 0.25, "rgb_psnr": 29.0, "psnr": 30.5, "bicubic_psnr": 28.25}
     for summary in ({**SUMMARY, "test": test}, {**SUMMARY, "test": {"psnr": 30.5}}):
         Console(facts).end(summary, Path("outputs/x"))
-        Console(facts).nothing_to_do(summary, Path("outputs/x"))
+        Console(facts).nothing_to_do(summary, Path("outputs/x"), "more")
     Console(replace(facts, reference=None)).end({**SUMMARY, "test": test}, Path("outputs/x"))
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test psnr")]
     with_reference, alone = (

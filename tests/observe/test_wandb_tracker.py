@@ -147,7 +147,9 @@ def test_a_resumed_run_continues_the_same_wandb_run(tmp_path: Path) -> None:
 
 def test_the_comparison_of_a_sweep_is_its_own_run(tmp_path: Path) -> None:
     draw(tmp_path / "comparison.png")
-    (tmp_path / "comparison.csv").write_text("schedule,speedup,note\nbp,1.0,\nppll,1.75,fast\n")
+    unusual = "a\nb\u2028c"  # the table once had a row for each of these lines
+    text = f'schedule,speedup,note\nbp,1.0,\nppll,1.75,"{unusual}"\n'
+    (tmp_path / "comparison.csv").write_text(text)
     guard().sweep(tmp_path, "2026-11-25/12-00-00")
     (found,) = recorded(tmp_path)
     assert (found.run.run_group, found.run.job_type) == ("2026-11-25/12-00-00", "comparison")
@@ -155,7 +157,7 @@ def test_the_comparison_of_a_sweep_is_its_own_run(tmp_path: Path) -> None:
     (table,) = tmp_path.glob("wandb/offline-*/files/media/table/comparison*.table.json")
     said = json.loads(table.read_text())
     assert said["columns"] == ["schedule", "speedup", "note"]
-    assert said["data"] == [["bp", 1.0, None], ["ppll", 1.75, "fast"]]
+    assert said["data"] == [["bp", 1.0, None], ["ppll", 1.75, unusual]]
     assert services() == []
 
 

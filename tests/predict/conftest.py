@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from ppll_cli.predict import profile
 from ppll_cli.predict import speed as predicting
 
 
 @pytest.fixture
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend a machine with one core, on which nothing computes beside the measured process."""
-    monkeypatch.setattr(predicting, "usable_cores", lambda: 1)
+    for module in (predicting, profile):
+        monkeypatch.setattr(module, "usable_cores", lambda: 1)
 
 
 @pytest.fixture(autouse=True)

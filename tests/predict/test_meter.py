@@ -17,7 +17,7 @@ import torch
 from ppll_cli.errors import RunFailedError, WorkerFailedError
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.leaves import cuda, forkserver
-from ppll_cli.predict import meter
+from ppll_cli.predict import meter, timing
 from ppll_cli.predict.meter import Meter
 from ppll_cli.predict.requests import time_copy, time_loss, time_units
 from ppll_cli.transport.ring import RingTransport
@@ -33,6 +33,10 @@ def tell() -> tuple[int, int]:
 
 def deterministic() -> bool:
     return torch.are_deterministic_algorithms_enabled()
+
+
+def disturb() -> None:
+    timing.DISTURBED.append(0.1)
 
 
 def fail() -> None:
@@ -64,6 +68,13 @@ def test_one_process_answers_all_requests(asked: Meter) -> None:
     asked.close()
     assert not active_children()
     assert asked.ask(1, tell)[0] != one
+
+
+def test_an_answer_says_whether_other_programs_disturbed_it(asked: Meter) -> None:
+    asked.ask(1, disturb)
+    assert asked.disturbed
+    asked.ask(1, tell)
+    assert not asked.disturbed
 
 
 @pytest.mark.slow

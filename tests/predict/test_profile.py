@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ppll_cli.models.unit import ImageSpec, Unit
+from ppll_cli.predict.meter import Meter
 from ppll_cli.predict.profile import Measured, Profile
 from ppll_cli.prepare.preparation import Prepared
 from ppll_cli.tasks.classification import classes_of
@@ -139,6 +140,31 @@ def test_measured_times_are_kept_and_used_again(
     ):
         prepared("gpus=2", other)
     assert len(list(cache.glob("*"))) == 8
+
+
+def test_times_that_other_programs_disturbed_are_not_kept(
+    cache: Path,
+    profile: Callable[..., Profile],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The next plan trusted times of a busy machine, which were a thousand times too long.
+
+    With more threads than cores, the threads of a run wait for one another in the same way.
+    """
+
+    def ask(self: Meter, *_: object) -> float:
+        self.disturbed = True
+        return 0.5
+
+    monkeypatch.setattr(Meter, "ask", ask)
+    for cores, files in ((2, 0), (1, 1)):
+        monkeypatch.setattr("ppll_cli.predict.profile.usable_cores", lambda cores=cores: cores)
+        measured = profile("threads=2")
+        assert measured.copy(100) == 0.5
+        measured.close()
+        assert len(kept(cache)) == files
+        assert caplog.text.count("the next command measures again") == 1
 
 
 def test_times_beside_neighbours_are_kept_apart(

@@ -17,6 +17,30 @@ def test_times_are_medians_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> N
     assert timing.repeat(lambda: next(rows), torch.device("cpu")) == [2.0, 20.0]
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_times_by_the_clock_show_whether_other_programs_use_the_core(
+    monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """On a busy machine, a step of two threads took a thousand times too long, and was trusted.
+
+    With one thread, the thread's own time is measured.
+    """
+    monkeypatch.setattr(timing, "BUDGET_S", 0.0)
+    monkeypatch.setattr(timing, "DISTURBED", [])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    steps: list[float] = []
+
+    def step() -> list[float]:  # takes a second
+        steps.append(1.0)
+        return [1.0]
+
+    monkeypatch.setattr(timing, "perf_counter", lambda: float(len(steps)))
+    for share in (0.9, 0.1):
+        monkeypatch.setattr(timing, "thread_time", lambda share=share: share * len(steps))
+        timing.repeat(step, torch.device("cpu"))
+        assert bool(timing.DISTURBED) == (threads == 2 and share < 0.5)
+
+
 def test_each_tensor_that_autograd_saves_is_counted_once() -> None:
     """Linear saves its input and its weight, which are not counted. Each ReLU saves its output."""
     network = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.ReLU())

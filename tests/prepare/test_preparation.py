@@ -89,6 +89,37 @@ def test_notes_name_the_settings_that_a_schedule_does_not_use(schedule: str) -> 
     assert ("BatchNorm" in notes) == (schedule in ("bp", "gpipe", "1f1b"))
 
 
+UNUSED = [
+    ("optim.momentum=0.9", "optim=adamw", "optim=sgd"),
+    ("optim.betas=[0.8,0.9]", "optim=sgd", "optim=adamw"),
+    ("optim.milestones=[1.5]", "optim.schedule=cosine", "optim.schedule=step"),
+    ("optim.gamma=0.5", "optim.schedule=constant", "optim.schedule=step"),
+    ("optim.warmup_lr=0.001", "optim.schedule=cosine", "optim.schedule=cosine_by_epoch"),
+    ("sync_batchnorm=true", "replicas=1", "replicas=2"),
+]
+
+
+@pytest.mark.parametrize(("given", "without", "needs"), UNUSED)
+def test_a_note_names_a_setting_that_has_no_effect(given: str, without: str, needs: str) -> None:
+    """Such a setting was accepted without a word."""
+    (note,) = [n for n in prepared(*SMALL, without, given).notes if "has no effect" in n]
+    assert note.replace(", ", ",").startswith(f"{given} has no effect: it is only for {needs}")
+    assert not [n for n in prepared(*SMALL, needs, given).notes if "has no effect" in n]
+
+
+def test_a_note_says_that_nothing_travels_between_machines() -> None:
+    note = "transport.wire_dtype=bf16 has no effect: it is only for several machines"
+    assert note in prepared(*SMALL, "transport.wire_dtype=bf16").notes
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_no_note_names_a_value_of_an_option(name: str) -> None:
+    for schedule in ("constant", "step", "cosine", "cosine_by_epoch"):
+        settings = [f"optim={name}", f"optim.schedule={schedule}"]
+        found = prepared(*SMALL, *settings, "optim.warmup_epochs=0").notes
+        assert not [note for note in found if "has no effect" in note]
+
+
 def test_a_note_says_that_the_warm_up_takes_all_epochs() -> None:
     note = "optim.warmup_epochs=2: with epochs=2 the learning rate only rises; give a smaller "
     note += "optim.warmup_epochs, or more epochs"

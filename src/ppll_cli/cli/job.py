@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
+from ppll_cli.cli.overrides import occupied
 from ppll_cli.config.commands import command, short_path
 from ppll_cli.config.composition import check_choices, options_given, own_choices
 from ppll_cli.errors import ConfigError, Interrupted, PpllError
@@ -134,14 +135,19 @@ class Jobs:
 
         hydra_config = HydraConfig.get()
         run_dir = Path(hydra_config.runtime.output_dir)
-        ours = {*HYDRAS, f"{hydra_config.job.name}.log"}
-        strangers = sorted({p.name for p in run_dir.iterdir()} - {Path(n).parts[0] for n in ours})
+        log_file = run_dir / f"{hydra_config.job.name}.log"
+        ours = {*HYDRAS, log_file.name}
+        known = {Path(name).parts[0] for name in ours}
+        replaced = self.earlier.keys() & {run_dir / name for name in HYDRAS}
+        if replaced and log_file not in self.earlier:
+            known.remove(".hydra")  # another program made it
+        strangers = sorted({path.name for path in run_dir.iterdir()} - known)
         goes_on = self.before or (self.swept is not None and CONFIG_FILE in strangers)
         if strangers and not goes_on:
             if run_dir == self.folder:  # else `earlier` lacks what was in the folder
                 remove_refused(run_dir, ours, self.above, self.earlier)
             problem = f"is not empty: it holds {strangers[0]}"
-            raise ConfigError("hydra.run.dir", run_dir, problem, "choose a new folder")
+            raise occupied(str(run_dir), problem)
         try:
             run = self._checked(cfg, run_dir, own_choices(hydra_config.runtime.choices))
             run.direction = direction_of(hydra_config)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ppll_cli.config.changes import PRESETS
-from ppll_cli.config.commands import key_of, quoted, setting
+from ppll_cli.config.commands import key_of, quoted, setting, word
 from ppll_cli.config.composition import CONFIG
 from ppll_cli.config.options import conf_dir
 from ppll_cli.errors import ConfigError
@@ -126,7 +126,15 @@ def check_run_dir(overrides: Sequence[str]) -> None:
     given = {override.key_or_group: override for override in parsed(overrides)}
     name = _named(given[RUN_DIR], overrides) if RUN_DIR in given else None
     if name is not None and os.path.isdir(name) and not only_started(Path(name)):
-        raise ConfigError(RUN_DIR, name, "exists and is not empty", "choose a new folder")
+        raise occupied(name, "exists and is not empty")
+
+
+def occupied(folder: str, problem: str) -> ConfigError:
+    """Return the error for a run directory that is not empty."""
+    remedy = "choose a new folder"
+    if os.path.lexists(os.path.join(folder, CONFIG_FILE)):
+        remedy += f", or continue its run with {word(setting('resume', folder))}"
+    return ConfigError(RUN_DIR, folder, problem, remedy)
 
 
 def check_links(run_dir: Path) -> None:

@@ -7,6 +7,19 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.limits import Count, Fraction, NotNegative, Positive
 
+BY_EPOCHS = ("cosine", "cosine_by_epoch")
+"""Values of `optim.schedule` with which the learning rate depends on the number of epochs."""
+
+USUAL: dict[str, object] = {
+    "momentum": 0.0,
+    "nesterov": False,
+    "betas": [0.9, 0.999],
+    "milestones": [80, 120],
+    "gamma": 0.1,
+    "warmup_lr": 0.01,
+}
+"""Values in the options of `optim` of keys that have no effect with some other settings."""
+
 Epochs = Annotated[FiniteFloat, Field(ge=0, le=1e9)]
 
 
@@ -54,6 +67,17 @@ class Optim(Section):
     warmup_lr: Positive = 0.01
     label_smoothing: Fraction = 0.0
     ema: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
+
+    @property
+    def unused(self) -> dict[str, str]:
+        """Keys that have no effect, but not their usual values; and the setting that they need."""
+        other = "optim=sgd" if self.name == "adamw" else "optim=adamw"
+        keys = dict.fromkeys(("momentum", "nesterov") if self.name == "adamw" else ["betas"], other)
+        if self.schedule != "step":
+            keys |= dict.fromkeys(("milestones", "gamma"), "optim.schedule=step")
+        if self.schedule != "cosine_by_epoch":
+            keys["warmup_lr"] = "optim.schedule=cosine_by_epoch"
+        return {key: needs for key, needs in keys.items() if getattr(self, key) != USUAL[key]}
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -47,7 +47,7 @@ def provide(
     if not missing:
         return
     more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-    lacking = f"no {missing[0]}{more} in {folder}"
+    lacking = f"no {missing[0]}{more} {'there' if dataset.root else f'in {folder}'}"
     remedy = f"fetch {url} by hand, so that {folder / missing[0]} exists, or give another data.root"
 
     def refused(reason: str, first: str = "") -> ConfigError:

@@ -69,8 +69,13 @@ class Files:
         return "null" if self.root is None else self.root
 
     def fault(self, source: object, problem: str, remedy: str = PUBLISHED) -> ConfigError:
-        """Return the error for a missing or wrong file; `source` names the file in the message."""
-        return ConfigError("data.root", self.given_root, f"{source}: {problem}", remedy)
+        """Return the error for a missing or wrong file or folder, which is `source`.
+
+        The message names `source`, unless it is the root that the user gave.
+        """
+        given = self.root is not None and source == self.folder
+        problem = problem if given else f"{source}: {problem}"
+        return ConfigError("data.root", self.given_root, problem, remedy)
 
 
 def fixed_random(seed: int) -> np.random.RandomState:

@@ -7,10 +7,12 @@ from typing import Any
 
 from ppll_cli.config.changes import PRESETS
 from ppll_cli.config.commands import command, key_of, setting
+from ppll_cli.config.sections import BY_EPOCHS
 from ppll_cli.config.settings import Settings
 from ppll_cli.config.targets import targets_in
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.devices import devices_here
+from ppll_cli.job.job import Job
 from ppll_cli.leaves import cuda
 from ppll_cli.leaves.names import class_path
 from ppll_cli.pipeline.schedule import Schedule
@@ -64,6 +66,18 @@ def resume_command(
     tracker = choices.get("tracker", "none")  # `resume` does not track a run by itself
     again = [] if tracker == "none" else [setting("tracker", tracker)]
     return command("ppll-run", *options, setting("resume", str(run_dir)), *again, *classes)
+
+
+def how_to_train_longer(settings: Settings, job: Job) -> str:
+    """Return what the user can do to train a complete run further; `job` starts after its steps."""
+    epochs = settings.epochs * job.course.steps_per_epoch
+    if job.start < epochs:
+        return "give a larger max_steps"
+    if settings.optim.schedule in BY_EPOCHS:
+        return "start a new run with more epochs, because the learning rate depends on their number"
+    limited = settings.max_steps is not None and settings.max_steps <= epochs
+    also = " and a larger max_steps" if limited else ""
+    return f"give more epochs{also}"
 
 
 def comparison(

@@ -21,6 +21,7 @@ from ppll_cli.config.commands import setting, word
 from ppll_cli.config.composition import GROUPS
 from ppll_cli.config.moved import ADDED, choices_now, config_now
 from ppll_cli.config.overrides import ABSENT, at, keys, parsed, text
+from ppll_cli.config.sections import BY_EPOCHS
 from ppll_cli.config.targets import targets_in
 from ppll_cli.config.weights import absolute_path
 from ppll_cli.errors import ConfigError
@@ -197,7 +198,7 @@ class Recorded:
         if key in COMPARED and self.data_sha256 is None:
             free = False
         elif key == "epochs" and value is not ABSENT:
-            free = at(self.config, "optim.schedule") not in ("cosine", "cosine_by_epoch")
+            free = at(self.config, "optim.schedule") not in BY_EPOCHS
             reason = "and its learning rate depends on the number of epochs"
         if value is ABSENT or not free:
             raise refused(key, override.partition("=")[2], self.recorded_as(key), reason)

@@ -168,7 +168,8 @@ class Run:
         steps = self.prepared.job.course.steps
         known = self.run_dir, start, steps, self.metrics, self.objective
         if (summary := beginning.finished(*known)) is not None:
-            Console(facts(self.prepared)).nothing_to_do(summary, self.run_dir)
+            more = advice.how_to_train_longer(self.settings, self.prepared.job)
+            Console(facts(self.prepared)).nothing_to_do(summary, self.run_dir, more)
         return summary
 
     def _tell(self, error: PpllError) -> None:

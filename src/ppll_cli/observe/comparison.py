@@ -10,6 +10,7 @@ from ppll_cli.observe.conditions import (
     LOCAL,
     conditions,
     locality,
+    overrides,
     settings,
     shown,
     unequal,
@@ -61,8 +62,8 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     metric = most.get("metric") or next((run.metric for run in runs if run.metric), "metric")
     # The tables and pictures show this metric, so values of other metrics are left out.
     runs = [run if run.metric == metric else replace(run, evaluations=()) for run in runs]
-    differs = {run: dict(o.partition("=")[::2] for o in run.overrides) for run in runs}
-    differs |= settings([run for run in runs if run.config])  # a refused job has only its overrides
+    differs = overrides(runs)  # a refused job has no settings
+    differs |= settings([run for run in runs if run.config])
     rows = [
         Row(run, mine, differs[run], unequal(mine, most))
         for run, mine in zip(runs, known, strict=True)

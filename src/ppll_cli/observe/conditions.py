@@ -30,7 +30,8 @@ DIGEST = "data.digest"
 """The digest of the data: it differs if two runs have equal settings but different samples."""
 
 OWN = {"gpus", "threads", "name", "tags"}  # keys with a column of their own
-OWN |= {"resume", "tracker", "objective", "max_minutes"}  # keys that change no compared value
+OWN |= {"resume", "tracker", "objective", "max_minutes", "progress_limit"}
+OWN |= {"timeline"}  # this and the line before: keys that change no compared value
 OWN |= {"format", "sha256", "choices", "cuts", "data_sha256", "weights_used", "classes"}
 OWN |= {"lower_is_better"}
 """Keys of `config.json` that are not compared as settings."""
@@ -218,6 +219,35 @@ def settings(runs: Sequence[FoundRun]) -> dict[FoundRun, dict[str, str]]:
         run: _without_method(settled) if run.schedule in WHOLE else settled
         for run, settled in zip(runs, found, strict=True)
     }
+
+
+def overrides(runs: Sequence[FoundRun]) -> dict[FoundRun, dict[str, str]]:
+    """Return the overrides of each refused job, without `schedule`, which has its own column.
+
+    Overrides that all runs share are left out if there are several runs.
+    """
+    given = {run: dict(o.partition("=")[::2] for o in run.overrides) for run in runs}
+    settled = [run for run in runs if run.config]
+    refused = [set(given[run].items()) for run in runs if run.overrides]
+    shared = {
+        (key, text)
+        for key, text in (set.intersection(*refused) if refused else ())
+        if len(runs) > 1 and all(_has(run, key.lstrip("+"), text) for run in settled)
+    }
+    return {
+        run: dict(item for item in found.items() if item not in shared and item[0] != "schedule")
+        for run, found in given.items()
+    }
+
+
+def _has(run: FoundRun, key: str, text: str) -> bool:
+    """Return whether a run has the option or value that an override gives."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    chosen = _choices(run).get(key)
+    return bool(run.configured(*key.split(".")) == value if chosen is None else chosen == text)
 
 
 def _without_method(keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -205,11 +205,10 @@ class Console:
         self._result(summary, run_dir)
 
     @_never_raises
-    def nothing_to_do(self, summary: Line, run_dir: Path) -> None:
-        """Print that the run is complete."""
+    def nothing_to_do(self, summary: Line, run_dir: Path, more: str) -> None:
+        """Print that the run is complete; `more` says how to train longer."""
         done = f"the run is complete after {summary['steps']} steps: there is nothing to do"
-        more = "a larger max_steps, or more epochs if the learning rate does not depend on them"
-        self._say(f"{done}; to train longer, give {more}")
+        self._say(f"{done}; to train longer, {more}")
         self._result(summary, run_dir)
 
     def _result(self, summary: Line, run_dir: Path) -> None:

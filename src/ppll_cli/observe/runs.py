@@ -29,7 +29,9 @@ SWEEP_FILE = "sweep.json"
 LOG_FILE = "ppll-run.log"
 
 STARTED = frozenset({".hydra", LOG_FILE})
-"""Names that a run directory may contain before `config.json` is written."""
+"""Names that a run directory may contain before `config.json` is written.
+
+Hydra makes the log before `.hydra`."""
 
 SPLITS = ("val", "test")
 """The evaluated splits. Results on `val` are used if there are any."""
@@ -38,9 +40,13 @@ SPLITS = ("val", "test")
 def only_started(folder: Path) -> bool:
     """Return whether a folder is empty, or has only files of a run that died before training.
 
-    The result is False if the folder has a symbolic link, because a starting run makes none.
+    The result is False if the folder has a symbolic link, because a starting run makes none, and if
+    it has no log, because another program then made `.hydra`.
     """
-    return all(path.name in STARTED and not path.is_symlink() for path in folder.iterdir())
+    paths = list(folder.iterdir())
+    names = {path.name for path in paths}
+    ours = not names or (LOG_FILE in names and names <= STARTED)
+    return ours and not any(path.is_symlink() for path in paths)
 
 
 @dataclass(frozen=True)

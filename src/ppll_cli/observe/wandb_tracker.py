@@ -182,7 +182,8 @@ class WandbTracker:
             run.log({"comparison_picture": wandb.Image(str(picture))})
         for key in ("comparison", "comparison_groups"):
             if (table := folder / f"{key}.csv").exists():
-                columns, *rows = csv.reader(table.read_text().splitlines())
+                with table.open(newline="", encoding="utf-8") as file:
+                    columns, *rows = csv.reader(file)
                 data = [[_number(cell) for cell in row] for row in rows]
                 # A column may have both numbers and empty cells.
                 found = wandb.Table(columns=[*columns], data=data, allow_mixed_types=True)

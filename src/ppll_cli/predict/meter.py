@@ -22,6 +22,7 @@ from ppll_cli.job.numerics import Numerics
 from ppll_cli.leaves import forkserver
 from ppll_cli.leaves.printable import error_text
 from ppll_cli.predict.chain import Chain, Work
+from ppll_cli.predict.timing import DISTURBED
 
 LIMIT_S = 1800.0
 """Largest number of seconds for a request, which may include compiling."""
@@ -59,7 +60,13 @@ def _answer_of(child: forkserver.Child, limit_s: float, name: str, device: str) 
 
 
 class Meter:
-    """Runs functions in the measuring process, which starts with the first request."""
+    """Runs functions in the measuring process, which starts with the first request.
+
+    Attributes:
+        disturbed: Whether other programs disturbed the latest measurement (see `timing`).
+    """
+
+    disturbed = False
 
     def __init__(self, device: str, numerics: Numerics) -> None:
         self._device, self._numerics = device, numerics
@@ -78,7 +85,8 @@ class Meter:
         with suppress(OSError):  # if the process has died, there is no answer either
             child.link.send((threads, partial(measure, *args, **kwargs)))
         try:
-            answer: Found = _answer_of(child, LIMIT_S, "measuring", self._device)
+            answer: Found
+            answer, self.disturbed = _answer_of(child, LIMIT_S, "measuring", self._device)
         except WorkerFailedError:
             self.close()
             raise
@@ -95,7 +103,7 @@ def serve(device: str, numerics: Numerics, parent: Connection) -> None:
     """Answer requests in the measuring process until the parent closes its end of the pipe.
 
     A request is a number of threads and a function without arguments. `_answer_of` describes the
-    answer.
+    answer; its result is a pair: the function's result, and `Meter.disturbed`.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     on, ready = torch.device(device), False
@@ -109,7 +117,8 @@ def serve(device: str, numerics: Numerics, parent: Connection) -> None:
                     torch.cuda.set_device(on)
                 ready = True
             torch.set_num_threads(threads)
-            answer: tuple[dict[str, str], Any] = {}, measure()
+            DISTURBED.clear()
+            answer: tuple[dict[str, str], Any] = {}, (measure(), bool(DISTURBED))
         except EOFError:
             return
         except Exception as error:

@@ -5,6 +5,7 @@ of the run, and occupies no device memory afterwards.
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ppll_cli.config.settings import usable_cores
 from ppll_cli.job.devices import model_of, receiver_of
 from ppll_cli.job.ends import Ends
 from ppll_cli.leaves.machine import processor
@@ -24,11 +26,18 @@ from ppll_cli.predict.meter import Meter, neighbours
 from ppll_cli.predict.requests import time_copy, time_loss, time_units
 from ppll_cli.transport.devices import cannot_reach, cannot_share
 
+log = logging.getLogger(__name__)
+
 FORMAT = 6
 """Version of the cache files. Files of another version are not read."""
 
 COPIES = 4
 """Largest number of equal units in a chain: enough to fill caches as a stage does."""
+
+BUSY = (
+    "other programs used the cores while the model was measured, so its predicted times may be far "
+    "too long; the next command measures again"
+)
 
 LEAST_S = 1e-9
 """Smallest time of a forward pass in seconds. It replaces a measured 0, so that one can divide by
@@ -72,6 +81,7 @@ class Profile:
     _family: dict[tuple[int, int, int], "Profile"] = field(default_factory=dict, repr=False)
     _criteria: dict[tuple[tuple[range, ...], int], str] = field(default_factory=dict, repr=False)
     _new: bool = field(default=False, init=False)
+    _disturbed: bool = field(default=False, init=False)
 
     def at(self, samples: int, neighbours: int = 0, threads: int | None = None) -> "Profile":
         """Return a profile that measures with other numbers of samples, neighbours and threads.
@@ -85,11 +95,17 @@ class Profile:
         return self._family[key]
 
     def save(self) -> None:
-        """Write the times of this profile, and of the profiles that `at` returned, to the cache."""
-        for profile in (self, *self._family.values()):
-            if profile._new:
+        """Write the times of this profile, and of the profiles that `at` returned, to the cache.
+
+        Times that other programs disturbed are not written, so that the next plan measures again.
+        """
+        new = [profile for profile in (self, *self._family.values()) if profile._new]
+        for profile in new:
+            if not profile._disturbed:
                 profile.kept.write(profile._file, profile._known)
-                profile._new = False
+            profile._new = False
+        if any(profile._disturbed for profile in new):
+            log.warning(BUSY)
 
     def close(self) -> None:
         """Write new times to the cache, and end the measuring process.
@@ -242,6 +258,8 @@ class Profile:
     def _add(self, key: str, record: Record) -> None:
         self._known[key] = record
         self._new = True
+        # If there are more threads than cores, they wait for one another in a run, too.
+        self._disturbed |= self.meter.disturbed and self.setup.threads <= usable_cores()
 
     @cached_property
     def _known(self) -> dict[str, Record]:

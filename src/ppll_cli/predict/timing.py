@@ -18,6 +18,15 @@ WARMUP, REPETITIONS, BUDGET_S = 2, 12, 4.0
 """Untimed steps, largest number of timed steps, and seconds after which no further step is timed.
 At least three steps are timed."""
 
+LEAST_SHARE = 0.5
+"""If the measuring thread runs for a smaller share of the time, other programs use its core. The
+threads then wait for one another, and a step may take a thousand times too long."""
+
+DISTURBED: list[float] = []
+"""The measuring thread's share, for each measurement that other programs disturbed in this process.
+
+`serve` clears the list before each request."""
+
 CUDA_WARMUP_S = 0.5
 """Seconds for which a CUDA device works before timing, because it is slow after a pause."""
 
@@ -59,7 +68,8 @@ def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]
 
     On CUDA the first steps load kernels, choose algorithms and fill the allocator's cache. Some
     later steps are slow too, because memory is allocated, or other processes use the CPU's caches.
-    A run has such steps too, so the minimum would be too low.
+    A run has such steps too, so the minimum would be too low. If other programs disturbed most
+    steps, this is recorded in `DISTURBED`.
     """
     least_s = CUDA_WARMUP_S if device.type == "cuda" else 0.0
     started_s, steps = perf_counter(), 0
@@ -68,8 +78,14 @@ def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]
         steps += 1
     started_s = perf_counter()
     rows: list[list[float]] = []
+    shares: list[float] = []
     while len(rows) < 3 or (len(rows) < REPETITIONS and perf_counter() - started_s < BUDGET_S):
+        began_s, own_s = perf_counter(), thread_time()
         rows.append(step())
+        shares.append((thread_time() - own_s) / (perf_counter() - began_s))
+    by_wall_clock = device.type == "cpu" and torch.get_num_threads() > 1  # see `Stopwatch`
+    if by_wall_clock and median(shares) < LEAST_SHARE:
+        DISTURBED.append(median(shares))
     return [median(column) for column in zip(*rows, strict=True)]
 
 

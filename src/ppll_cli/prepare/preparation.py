@@ -1,5 +1,6 @@
 """Prepares a job from settings, and checks everything that can be checked without workers."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -83,6 +84,7 @@ def prepare(
     notes = [*_notes_on_schedule(settings, schedule)]
     if note := note_on_epochs(settings.optim, settings.epochs):
         notes.append(note)
+    notes += _notes_on_unused(settings, len(machines))
     workers = settings.replicas if schedule.one_stage else settings.devices_asked
     homes: tuple[int, ...] = ()
     if machines:
@@ -207,6 +209,20 @@ def _specs(
 def _stages_are_modules(settings: Settings, schedule: Schedule) -> bool:
     """Return whether each stage of the partition is a module."""
     return schedule.local and not settings.fixes_modules
+
+
+def _notes_on_unused(settings: Settings, machines: int) -> Iterator[str]:
+    """Yield a note for each setting that the user changed, but that has no effect.
+
+    `machines` is the number of machines, or 0 for a single one.
+    """
+    for key, needs in settings.optim.unused.items():
+        value = json.dumps(getattr(settings.optim, key))
+        yield f"optim.{key}={value} has no effect: it is only for {needs}"
+    if settings.sync_batchnorm and settings.replicas == 1:
+        yield "sync_batchnorm=true has no effect: it is only for replicas=2 or more"
+    if machines < 2 and (dtype := settings.transport.get("wire_dtype")) is not None:
+        yield f"transport.wire_dtype={dtype} has no effect: it is only for several machines"
 
 
 def _notes_on_counters(subject: Subject) -> Iterator[str]:

@@ -36,6 +36,9 @@ def record_with_link(name: str, target: str) -> None:
 NEWER = f"has format {CONFIG_FORMAT + 1}, and this program knows {CONFIG_FORMAT}; use a newer"
 
 
+UNKNOWN = "--config-dir=conf model=mine hydra.run.dir=${model.dim}"
+
+
 @pytest.mark.parametrize(
     ("arrange", "words"),
     [
@@ -135,9 +138,10 @@ def test_a_refused_run_leaves_no_folder(refused: Refused, arguments: str, words:
 @pytest.mark.parametrize(
     ("arguments", "words", "more"),
     [
-        ("hydra.run.dir=../cwd/a gpus=11", "use gpus=10", []),
+        ("hydra.run.dir=../cwd/a gpus=11", "use gpus=10", ["ppll-run.log"]),
         # Before Hydra starts, the program does not know this folder.
-        ("--config-dir=conf model=mine hydra.run.dir=${model.dim}", "is not empty", ["results"]),
+        (UNKNOWN, "is not empty: it holds results", ["ppll-run.log", "results"]),
+        (UNKNOWN, "is not empty: it holds .hydra", []),
     ],
 )
 def test_a_refused_run_changes_no_file_in_a_folder_that_existed(
@@ -147,20 +151,22 @@ def test_a_refused_run_changes_no_file_in_a_folder_that_existed(
     folder("conf")
     write("conf/model/mine.yaml", "_target_: a.Mine\ndim: a\n")
     folder("a")
-    for name in (".hydra/config.yaml", ".hydra/notes", "ppll-run.log", *more):
+    for name in (".hydra/config.yaml", ".hydra/notes", *more):
         write(f"a/{name}", f"this is {name}")
     assert words in refusal(arguments.split())
-    for name in (".hydra/config.yaml", ".hydra/notes", "ppll-run.log", *more):
+    for name in (".hydra/config.yaml", ".hydra/notes", *more):
         assert Path("a", name).read_text() == f"this is {name}"
 
 
-def test_a_sweep_whose_subfolder_is_not_empty_is_refused(refusal: Refusal) -> None:
+@pytest.mark.parametrize("names", [["a/1/.hydra/config.yaml", "a/1/results"], ["a/1/.hydra/a"]])
+def test_a_sweep_whose_subfolder_is_not_empty_is_refused(
+    refusal: Refusal, names: list[str]
+) -> None:
     """Hydra replaced files of another program in `.hydra`, and only then the job was refused."""
     folder("a")
     folder("a/1")
-    names = ("a/1/.hydra/config.yaml", "a/1/results")
     for name in names:
         write(name, "theirs")
     line = refusal(["--multirun", "hydra.sweep.dir=a", "seed=1,2"])
     assert line.endswith("its subfolder 1 is not empty; choose a new folder")
-    assert [Path(name).read_text() for name in names] == ["theirs", "theirs"]
+    assert {Path(name).read_text() for name in names} == {"theirs"}

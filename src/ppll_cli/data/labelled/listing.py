@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -219,9 +220,9 @@ def _first(names: Sequence[str], known: Sequence[str]) -> int | None:
 def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the line number, from 1, and the cells of each row that is not empty."""
     with _reading(file), open_regular(file, _MOST_CSV_BYTES) as opened:
-        lines = opened.read().decode("utf-8-sig").splitlines()
-    first = next((line for line in lines if line.strip()), "")
-    separator = max(",;\t", key=first.count)
+        text = opened.read().decode("utf-8-sig")
+    first = next((line for line in StringIO(text, newline="") if line.strip()), "")
+    separator, lines = max(",;\t", key=first.count), StringIO(text, newline="")
     try:
         rows = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
         for cells in rows:
