@@ -184,10 +184,7 @@ WRONG: list[tuple[Callable[[Path], object], str]] = [
         lambda root: None,
         r"data\.root=[^:]*/root: has neither folders of classes nor a CSV file; put train/",
     ),
-    (
-        lambda root: write_classes(root / "test", {"a": [1]}),
-        r"data\.root=[^:]*/root: has test, but no train",
-    ),
+    (lambda root: write_classes(root / "test", {"a": [1]}), "[^:]*/root: has test, but no train"),
     (lambda root: write_classes(root, {"train": [1, 2]}), "train: has no folders of cl"),
     (lambda root: write_classes(root / "train", {"a": [1]}), "train: has only one class, a"),
     (
@@ -319,9 +316,8 @@ def test_images_are_decoded_once_and_the_root_is_not_changed(
     assert contents(root) == before
     assert len(list(cache.glob("images/*/images.npy"))) == 2
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "ppll_cli.data.labelled.loaders.image_of", None
-        )  # no picture is decoded again
+        # No picture is decoded again.
+        patch.setattr("ppll_cli.data.labelled.loaders.image_of", None)
         assert colours(make(), "train") == [10, 20]
     plain(99).save(root / "train" / "a" / "000.png")
     assert colours(make(), "train") == [99, 20]

@@ -11,14 +11,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from ppll_cli.errors import noted
 from ppll_cli.leaves.random_states import random_states
 from ppll_cli.leaves.values import ValueSpec, empty, spec_of
 from ppll_cli.models.counters import counters
-from ppll_cli.models.foreign import uses_others
+from ppll_cli.models.fitness import (
+    check_evaluation,
+    check_network,
+    check_own,
+    in_both,
+    uses_others,
+)
 from ppll_cli.models.unit import Unit
 
 ODD = 7
@@ -118,8 +123,8 @@ def measure(
     with explained():
         with torch.device("meta"):
             module = build()
-        _check_network(module)
-        _check_own(module, build)
+        check_network(module)
+        check_own(module, build)
     module.eval()
     single_valued: list[str] = []
     for name, layer in module.named_modules():
@@ -127,7 +132,7 @@ def measure(
 
             def note(layer: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
                 if inputs[0].numel() == inputs[0].shape[0] * inputs[0].shape[1]:
-                    _check_evaluation(name, layer)
+                    check_evaluation(name, layer)
                     single_valued.append(name)
 
             layer.register_forward_pre_hook(note)
@@ -171,66 +176,6 @@ def _drawing_with_torch() -> Iterator[None]:
                 "torch.rand(()), because only torch's random numbers are equal under each schedule "
                 "and after a resume"
             )
-
-
-def _check_network(module: object) -> None:
-    """Refuse an object that is not a network, or a network that cannot be trained or saved."""
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"{type(module).__name__} was built instead of an nn.Module")
-    for name, parameter in module.named_parameters():
-        if is_lazy(parameter):
-            raise TypeError(f"the parameter {name!r} has no shape: give lazy layers their sizes")
-        if parameter.is_complex():
-            raise TypeError(
-                f"the parameter {name!r} is complex: keep torch.view_as_real of it as the "
-                "parameter, and use torch.view_as_complex in forward()"
-            )
-    for name, value in module.state_dict().items():
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"its state_dict() has {name!r}, {type(value).__name__} instead of a tensor: keep "
-                "its values in buffers"
-            )
-    for name, layer in module.named_modules():
-        if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
-            named = f"the layer {(name or type(layer).__name__)!r}"
-            if layer.sparse:
-                raise TypeError(f"{named} makes sparse gradients: give it sparse=False")
-            if layer.max_norm is not None:  # replicas would differ: each changes the rows it reads
-                raise TypeError(f"{named} changes its weights in forward(): give it max_norm=None")
-
-
-def _check_evaluation(name: str, layer: nn.Module) -> None:
-    """Refuse a BatchNorm layer that cannot normalise one sample in evaluation."""
-    if layer.running_mean is None:
-        raise TypeError(
-            f"the layer {(name or type(layer).__name__)!r} has track_running_stats=False and gets "
-            "one value per channel and sample: in evaluation its output depends on the batch that "
-            "a sample is in, and a batch of one sample fails; use track_running_stats=True or "
-            "another norm, such as LayerNorm"
-        )
-
-
-def _check_own(module: nn.Module, build: Callable[[], nn.Module]) -> None:
-    """Refuse a network with a parameter that existed before `build` built the network."""
-    # If a parameter is not on the meta device, it existed before, or `build` made it from a NumPy
-    # array. If it existed before, a second call of `build` returns the same parameter.
-    if all(parameter.is_meta for parameter in module.parameters()):
-        return
-    with torch.device("meta"):
-        kept = _in_both(module, build())
-    for name, parameter in kept.items():
-        if not parameter.is_meta:
-            raise TypeError(
-                f"the parameter {name!r} existed before the network was built: make new weights at "
-                "each call, and keep no layer in a global variable or in a class"
-            )
-
-
-def _in_both(one: nn.Module, other: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that two networks share, by their names in the first network."""
-    others = {id(parameter) for parameter in other.parameters()}
-    return {name: each for name, each in one.named_parameters() if id(each) in others}
 
 
 def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedUnit]:
@@ -320,7 +265,7 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], one_sample: Sequence[
     """
     with torch.device("meta"):
         one, other = unit.build(), unit.build()
-    if kept := _in_both(one, other):
+    if kept := in_both(one, other):
         return (
             f"has the same {next(iter(kept))!r} after two calls of its build(); build() must make "
             "new weights at each call, and units cannot share weights"
