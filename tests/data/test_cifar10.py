@@ -115,7 +115,7 @@ def test_a_missing_file_is_refused_by_name(
     root = install(published())
     Path(root, FOLDER, name).unlink()
     dataset = Cifar10(**options(root=root, download=False))
-    with pytest.raises(ConfigError, match=f"no {FOLDER}/{name} in"):
+    with pytest.raises(ConfigError, match=f"no {FOLDER}/{name} there"):
         dataset.prepare()
     with pytest.raises(ConfigError, match=f"{name}: is missing"):
         dataset.load()

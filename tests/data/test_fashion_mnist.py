@@ -81,7 +81,7 @@ def test_debians_folder_is_not_used_with_a_given_root(
     root = tmp_path / "root"
     write(root, {})
     dataset = FashionMnist(**options(root=str(root), download=False))
-    with pytest.raises(ConfigError, match=r"\(and 3 more\) in .*data\.download=false"):
+    with pytest.raises(ConfigError, match=r"\(and 3 more\) there, .*data\.download=false"):
         dataset.prepare()
     with pytest.raises(ConfigError, match="has no train-images"):
         dataset.load()

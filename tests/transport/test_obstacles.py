@@ -114,7 +114,11 @@ def test_queue_is_refused_if_cuda_memory_cannot_be_shared(monkeypatch: pytest.Mo
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     assert refusal("queue", QueueTransport(depth=1)) == (
         "transport=queue: PYTORCH_ALLOC_CONF has expandable_segments:True, so CUDA memory "
-        "cannot be shared; use transport=ring, or unset the variable"
+        "cannot be shared; use transport=ring, or change this setting"
+    )
+    assert refusal("queue", QueueTransport(depth=1, ipc=False)) == (
+        "transport=queue: transport.ipc=false, so it shares no memory; use transport=ring, or "
+        "change this setting"
     )
     alone = QueueTransport(depth=1)
     assert usable("queue", alone, 0, ["cuda:0"]) is alone  # no tensor is sent
@@ -128,8 +132,10 @@ def test_a_run_is_refused_if_neither_transport_is_usable(monkeypatch: pytest.Mon
     assert refusal("ring", RingTransport(depth=1), size=5 << 20) == (
         "transport=ring: its slots take 5 MiB, but /dev/shm has room for 2 MiB; queue "
         "cannot be used either: PYTORCH_ALLOC_CONF has expandable_segments:True, so CUDA memory "
-        "cannot be shared; make room in /dev/shm, or unset the variable"
+        "cannot be shared; make room in /dev/shm, or change this setting"
     )
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    assert "transport.ipc=false" in refusal("ring", RingTransport(depth=1, ipc=False), size=5 << 20)
 
 
 class Limits:

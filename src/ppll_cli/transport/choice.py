@@ -24,7 +24,8 @@ def usable(name: str, transport: Transport, size: int, devices: Sequence[str]) -
     obstacle = transport.obstacle(size, devices)
     if obstacle is None:
         return transport
-    queues = QueueTransport(depth=transport.depth, wire_dtype=transport.wire_dtype)
+    ipc = getattr(transport, "ipc", True)
+    queues = QueueTransport(depth=transport.depth, wire_dtype=transport.wire_dtype, ipc=ipc)
     other = queues.obstacle(size, devices)
     if other is None:
         log.warning("transport=%s: %s; using queue instead", name, obstacle)
@@ -32,10 +33,10 @@ def usable(name: str, transport: Transport, size: int, devices: Sequence[str]) -
     if "cpu" in devices:  # on CPU, queues need shared memory just as other transports do
         raise ConfigError("transport", name, other, more_room(size))
     if other == obstacle:
-        raise ConfigError("transport", name, other, "use transport=ring, or unset the variable")
+        raise ConfigError("transport", name, other, "use transport=ring, or change this setting")
     raise ConfigError(
         "transport",
         name,
         f"{obstacle}; queue cannot be used either: {other}",
-        f"make room in {SHARED_MEMORY}, or unset the variable",
+        f"make room in {SHARED_MEMORY}, or change this setting",
     )

@@ -136,16 +136,23 @@ class QueueReceiver:
 
 
 class QueueTransport:
-    """Channels that copy each tensor into new shared memory."""
+    """Channels that copy each tensor into new shared memory.
 
-    def __init__(self, *, depth: int, wire_dtype: WireDtype | None = None) -> None:
-        self.depth, self.wire_dtype = depth, wire_dtype
+    Between CUDA devices they cannot be used if `ipc` is False (see `RingTransport`).
+    """
+
+    def __init__(
+        self, *, depth: int, wire_dtype: WireDtype | None = None, ipc: bool = True
+    ) -> None:
+        self.depth, self.wire_dtype, self.ipc = depth, wire_dtype, ipc
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
         """Return why processes cannot share `size` bytes; None if they can."""
         if len(devices) < 2:
             return None
-        return no_room(size) if "cpu" in devices else cannot_share(*devices)
+        if "cpu" in devices:
+            return no_room(size)
+        return cannot_share(*devices) if self.ipc else "transport.ipc=false, so it shares no memory"
 
     def descriptors(self, slots: int, tensors: int) -> int:
         """Return the largest number of file descriptors that one end of a channel needs.

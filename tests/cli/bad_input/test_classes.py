@@ -198,7 +198,7 @@ class KeptLayer(Chain):
 class NoTransport:
     """A class with the constructor of a transport, but no transport."""
 
-    def __init__(self, *, depth: int, wire_dtype: str | None) -> None:
+    def __init__(self, *, depth: int, wire_dtype: str | None, ipc: bool) -> None:
         self.depth, self.wire_dtype = depth, wire_dtype
 
 
