@@ -122,7 +122,8 @@ def endless(check: Check, name: str, overrides: Sequence[str]) -> Iterator[Sessi
         SkippedError: There is no checkpoint in time, or no /proc to find workers, as on macOS.
     """
     folder = check.folder(name)
-    command = ppll_run(*overrides, "max_steps=1000000", f"hydra.run.dir={folder}")
+    given = *overrides, *check.transport()
+    command = ppll_run(*given, "max_steps=1000000", f"hydra.run.dir={folder}")
     last = folder / "checkpoints" / "last"
     with check.session(name, command) as session:
         limit_s = check.limited(90.0)

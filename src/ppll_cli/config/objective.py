@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.metric_lines import is_number
 
 Summary = Mapping[str, Any]
 
@@ -37,7 +38,7 @@ def chosen(key: str | None, summary: Summary, metric: str) -> str:
             place = ".".join(names[:depth]) or "summary.json"
             raise ConfigError("objective", key, f"{place} has no {name!r}", remedy)
         node = there[name]
-    if not (node is None or (isinstance(node, int | float) and not isinstance(node, bool))):
+    if not (node is None or is_number(node)):
         raise ConfigError("objective", key, "is not a number in summary.json")
     return key
 

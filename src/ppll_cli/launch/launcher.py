@@ -263,7 +263,7 @@ class _Signals:
 
     @contextmanager
     def before_clean_up(self) -> Iterator[None]:
-        """Mark the end of the `with` block as the begin of the clean-up."""
+        """Regard the time after the `with` block as the clean-up."""
         try:
             yield
         finally:

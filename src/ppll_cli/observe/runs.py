@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ppll_cli.leaves.files import read_json, read_json_lines
-from ppll_cli.leaves.metric_lines import LINE_KEYS
+from ppll_cli.leaves.metric_lines import LINE_KEYS, is_number
 
 CONFIG_FILE = "config.json"
 """The configuration of a run. Only a process that locks this file may write to the folder."""
@@ -241,8 +241,7 @@ def _metric(summary: Mapping[str, Any]) -> str | None:
 
 def finite(value: Any) -> float | None:
     """Return a JSON value if it is a finite number that a float can hold, else None."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and abs(value) <= sys.float_info.max else None
+    return value if is_number(value) and abs(value) <= sys.float_info.max else None
 
 
 def whole(value: Any) -> int | None:

@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar
 from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.leaves.metric_lines import LINE_KEYS
+from ppll_cli.leaves.metric_lines import LINE_KEYS, is_number
 from ppll_cli.leaves.names import class_path
 from ppll_cli.leaves.values import ValueSpec
 
@@ -93,7 +93,7 @@ def scored(task: Task, rows: Tensor, metric_required: bool) -> dict[str, float]:
     problem = ""
     if not isinstance(scores, Mapping):
         problem = f"returned {type(scores).__name__} instead of a mapping of names to numbers"
-    elif wrong := [name for name, value in scores.items() if not _is_number(value)]:
+    elif wrong := [name for name, value in scores.items() if not is_number(value)]:
         kind = type(scores[wrong[0]]).__name__
         problem = f"returned {kind} for {wrong[0]!r} instead of an int or a float"
     elif taken := LINE_KEYS & scores.keys():
@@ -103,10 +103,6 @@ def scored(task: Task, rows: Tensor, metric_required: bool) -> dict[str, float]:
     if problem:
         raise TypeError(f"{_name(task)}.score() {problem}")
     return dict(scores)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def lower_is_better(task: Task) -> bool:
