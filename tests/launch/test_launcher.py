@@ -184,7 +184,10 @@ def test_a_nonfinite_loss_ends_the_run_and_its_step_is_not_saved(
         run(f"schedule={schedule}", "schedule.microbatches=1", "gpus=3", *case)
     assert norm_of(str(failure.value)) == float("inf")
     saved = {path.name for path in (tmp_path / "run-0" / "checkpoints").glob("step-*")}
-    assert saved == {"step-1", "step-2"}
+    if schedule == "ppll":  # stages behind the one that fails may not have saved their parts yet
+        assert saved <= {"step-1", "step-2"}
+    else:
+        assert saved == {"step-1", "step-2"}
 
 
 @pytest.mark.parametrize("clip", [pytest.param("null", marks=pytest.mark.slow), "0.5"])
