@@ -15,7 +15,7 @@ from ppll_cli.data.staging import to_device
 
 
 def per_channel(values: Sequence[float], device: torch.device) -> Tensor:
-    """Convert one value, or one per channel, to float32 [1, 1, 1] or [C, 1, 1] for `normalise`."""
+    """Convert a mean or standard deviation for `normalise`: float32 [1, 1, 1] or [C, 1, 1]."""
     return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
@@ -48,10 +48,10 @@ def random_crop(images: Tensor, pad: int, mode: str, generator: torch.Generator)
 
 
 def _inside(places: Tensor, mode: str) -> Tensor:
-    """Replace row (or column) indices outside of the image by indices inside it, int64 [B, size].
+    """Map row (or column) indices, int64 [B, size], to indices inside the image.
 
-    `reflect` mirrors them at the border. `zeros` takes the nearest index inside; the caller
-    then makes the pixels black.
+    `reflect` mirrors indices at the border. `zeros` takes the nearest index; the caller then
+    makes the pixels outside black.
     """
     last = places.shape[1] - 1
     if mode == "reflect":

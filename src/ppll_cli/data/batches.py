@@ -29,7 +29,7 @@ def steps_per_epoch(samples: int, batch_size: int, drop_last: bool) -> int:
     """Return the number of batches of an epoch; `drop_last` leaves out a shorter last batch.
 
     Raises:
-        ConfigError: There would be no batch.
+        ConfigError: An epoch would have no batch.
     """
     if drop_last and samples < batch_size:
         raise ConfigError(
@@ -180,9 +180,9 @@ Made = tuple[dict[str, Tensor], torch.cuda.Event | None]
 class Ahead:
     """Makes the next training batch in a thread while the worker trains on the current one.
 
-    On CUDA this thread has its own stream. In this thread, torch uses up to `threads` CPU threads.
-    Evaluation batches are made in the caller's thread, on the caller's stream. The tensors of
-    `batches` are on `device`.
+    The thread has a CUDA stream of its own, and torch uses up to `threads` CPU threads in it.
+    Evaluation batches are made in the caller's thread, on the caller's stream. `batches` makes the
+    batches, on `device`.
     """
 
     def __init__(self, batches: BatchMaker, threads: int, device: torch.device = CPU) -> None:

@@ -89,7 +89,7 @@ class Classified(Files, ABC):
         return None
 
     def check_pad(self, side: int) -> None:
-        """Refuse a `pad` of `side` or more; `side` is the images' shorter side in pixels."""
+        """Check that `pad` is less than `side`, the images' shorter side in pixels."""
         if self.pad >= side:
             problem = f"must be less than {side}, the images' side in pixels"
             raise ConfigError("data.pad", self.pad, problem)

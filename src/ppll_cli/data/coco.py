@@ -26,9 +26,9 @@ class Coco(DetectionDataset):
     """COCO from the folders annotations, train2017 and val2017 in the data root.
 
     The annotations are instances_train2017.json and instances_val2017.json. Classes are read from
-    these files and ordered by id, so other data in COCO's format can be used under the same names
-    of files and folders. Training leaves out boxes of crowds; the score treats crowds as COCO's
-    metric does. The files (19 GB) are not downloaded.
+    these files and ordered by id. So other data in COCO's format can be used too, if their files
+    and folders have the same names. Training leaves out boxes of crowds; the score treats crowds
+    as COCO's metric does. The files (19 GB) are not downloaded.
     """
 
     crowds = True
@@ -148,7 +148,6 @@ class _Entry(NamedTuple):
         return int(value)
 
     def box(self) -> tuple[float, float, float, float]:
-        """Return left, top, right and bottom of the box, in pixels."""
         value = self.values.get("bbox")
         if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
             raise self.wrong("bbox", "it must be left, top, width and height in pixels")
@@ -176,7 +175,7 @@ def _entries(content: dict[str, Any], key: str) -> Iterator[_Entry]:
 
 
 def _by_number(content: dict[str, Any], key: str) -> dict[int, _Entry]:
-    """Return the list `key` as a dictionary, sorted by id; refuse an id that occurs twice."""
+    """Return the entries of `content[key]` by id, sorted; refuse an id that occurs twice."""
     found: dict[int, _Entry] = {}
     for entry in _entries(content, key):
         number = entry.whole("id")

@@ -48,7 +48,7 @@ class ImageDataset(Classified):
     A subclass that adds settings must be a frozen keyword-only dataclass with a field for each.
 
     Attributes:
-        remedy: What error messages advise the user if `read` returns wrong images or labels.
+        remedy: The advice of error messages if `read` returns wrong images or labels.
     """
 
     remedy: ClassVar[str] = "correct the method read() of the data set"
@@ -74,7 +74,7 @@ class ImageDataset(Classified):
         return ImageSpec(channels, height, width, tuple(self.mean), tuple(self.std))
 
     def identity(self, splits: "dict[str, Split]") -> "Identity | None":
-        """Return digests of each split's pixels and labels; None if a split is of another class."""
+        """Return digests of each split's pixels and labels; None if a split is not a `Split`."""
         from ppll_cli.data.batches import Split
         from ppll_cli.data.identity import of_arrays
 
@@ -127,7 +127,6 @@ class ImageDataset(Classified):
 
 
 def _problem(arrays: Arrays, channels: int, classes: int) -> str | None:
-    """Describe what is wrong with images or labels; return None if nothing is wrong."""
     images, labels = arrays.images, arrays.labels
     for name, values in (("images", images), ("labels", labels)):
         if not isinstance(values, np.ndarray):

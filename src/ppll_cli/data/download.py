@@ -77,7 +77,7 @@ def _fetch_bounded(fetch: Fetch, folder: Path) -> Exception | None:
     """Run a download in a thread; return its exception, or None if it succeeded.
 
     If no data arrive for too long, return a TimeoutError. The thread then continues, because a name
-    lookup cannot be interrupted. It is a daemon thread, so it does not delay the process's end.
+    lookup cannot be interrupted. As a daemon thread, it does not delay the exit of the process.
     """
     failures: list[Exception] = []
 
@@ -106,12 +106,11 @@ def _fetch_bounded(fetch: Fetch, folder: Path) -> Exception | None:
 
 
 def _size_bytes(folder: Path) -> int:
-    """Return the total size of the files in a folder, to which another thread is writing."""
     total = 0
     for path in folder.rglob("*"):
         try:
             total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:
+        except FileNotFoundError:  # the download has just renamed or removed the file
             continue
     return total
 

@@ -24,13 +24,13 @@ INK: Colour = (20, 20, 20)
 """Colours of the background (`PAPER`) and the text (`INK`) beside a picture."""
 
 _MIDDLE = 125  # brightness of a background (0 to 255) above which dark text is more readable
-_STEPS = 5  # if no place at the box is free: places to try in each height of a label
+_STEPS = 5  # the grid of places has a step of 1 / _STEPS of a label's height
 
 
 def text_size(width: int) -> int:
     """Return the font size, in pixels, for text in a picture of this width.
 
-    A page shows a picture wider than `PAGE_WIDTH` at a reduced size, so its text must be larger.
+    A page shows a picture wider than `PAGE_WIDTH` at a reduced size, so text in it must be larger.
     """
     return round(TEXT_HEIGHT * max(1.0, width / PAGE_WIDTH))
 
@@ -73,7 +73,7 @@ def ink_on(ground: Colour) -> Colour:
 def draw_lead(
     draw: ImageDraw.ImageDraw, place: Rectangle, box: Rectangle, colour: Colour, width: int
 ) -> None:
-    """Draw a line from a label to its box, unless label and box touch."""
+    """Draw a line from a label to its box, if they do not touch."""
     touching = (box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1)
     if overlap(place, touching):
         return
@@ -116,8 +116,8 @@ def _corners(
     """Yield two arrays [n, 2] of possible top left corners for a label, each with the best first.
 
     The first array has places at the box: above, below, inside and beside it. The second has a grid
-    over the picture, sorted by distance from the box. `last` is the largest possible x and y of the
-    corner: there the label is at the bottom right of the picture.
+    over the picture, sorted by distance from the box. A label with its corner at `last`, (x, y), is
+    at the bottom right of the picture.
     """
     (width, height), (left, top, right, bottom) = size, box
     outside, inside = [top - height, bottom], [top, bottom - height]

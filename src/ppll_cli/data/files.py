@@ -69,9 +69,9 @@ class Files:
         return "null" if self.root is None else self.root
 
     def fault(self, source: object, problem: str, remedy: str = PUBLISHED) -> ConfigError:
-        """Return the error for a missing or wrong file or folder, which is `source`.
+        """Return the error for `source`, a missing or wrong file or folder.
 
-        The message names `source`, unless it is the root that the user gave.
+        The message names the setting `data.root`, and also `source`, if it is another path.
         """
         given = self.root is not None and source == self.folder
         problem = problem if given else f"{source}: {problem}"

@@ -74,9 +74,9 @@ class ImageNet(LabelledPictures):
 
 
 def _kaggle(name: str, boxes: str) -> tuple[str, str]:
-    """Return the file name and the class of a picture in `SOLUTION`; `boxes` begins with the class.
+    """Convert a line of `SOLUTION` to the file name and the class of a picture.
 
-    An example of `boxes` is "n01440764 85 1 499 272": a class and four numbers of a box.
+    An example of `boxes` is "n01440764 85 1 499 272": the class, then the four numbers of a box.
     """
     return f"{name}.JPEG", boxes.split()[0]
 

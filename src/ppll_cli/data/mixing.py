@@ -89,7 +89,6 @@ def cut_mix(images: Tensor, share: float, place: tuple[float, float]) -> float:
 
 
 def _within(side: int, share: float, centre: float) -> slice:
-    """Return the range of pixels that the box of `cut_mix` covers along one side of an image."""
     middle, half = int(centre * side), int(side * sqrt(1 - share)) // 2
     return slice(max(0, middle - half), min(side, middle + half))
 

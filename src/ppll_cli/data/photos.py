@@ -54,7 +54,6 @@ class Photos(PictureDataset):
         return [Source(path) for path in chosen]
 
     def _folders(self) -> list[Path]:
-        """Return the folders; refuse one that cannot be read or is listed twice."""
         seen: dict[str, str] = {}
         for folder in self.folders:
             if not readable(folder):

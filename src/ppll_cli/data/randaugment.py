@@ -89,7 +89,6 @@ def _map(a: float, b: float, c: float, d: float, e: float, f: float) -> Map:
 
 
 def _rotation(sign: int, height: int, width: int) -> Map:
-    """Return a rotation about the centre of the image."""
     sine, cosine = sin(sign * ANGLE), cos(ANGLE)
     x, y = width / 2, height / 2
     return _map(cosine, -sine, x - cosine * x + sine * y, sine, cosine, y - sine * x - cosine * y)

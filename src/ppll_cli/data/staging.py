@@ -59,7 +59,7 @@ class SideStream:
         """Let the calling thread's current stream use tensors that were made on the side stream.
 
         The side stream does not reuse the tensors' memory while the current stream still reads it.
-        `made` is the result of a call of `mark` after the tensors were made.
+        `made` is the result of `mark`, called after the tensors were made.
         """
         if made is None:
             return

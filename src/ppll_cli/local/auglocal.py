@@ -65,7 +65,6 @@ class AugLocal(LocalMethod):
         return [round(end + i * (last - end) / depth) for i in range(1, depth + 1)]
 
     def _depth(self, site: Site) -> int:
-        """Return the number of units to copy: d, which falls from module to module."""
         fallen = self.tau * site.progress
         return max(1, round(self.depth * (1 - fallen) + fallen))
 

@@ -42,8 +42,8 @@ class Bank:
     def network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
         """Return an auxiliary network that takes a module's features and banked features.
 
-        `banked` are the shapes of the earlier modules' features, before their conversion by `form`;
-        empty without a bank. A model's head that cannot read banked features is refused.
+        `banked` has the shape of each banked feature before its conversion by `form`; it is empty
+        without a bank. A model's head that cannot read banked features is refused.
         """
         head = self.head(copies.head, banked, bank) if banked else copies.head
         return CopiedNetwork(copies.units, head)
@@ -85,7 +85,7 @@ class InputBank(Bank):
         return nn.Identity()
 
     def network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return copied units and head, whose input is fused with banked features."""
+        """Return copied units and head, which read the module's features fused with the bank."""
         if not banked:
             return CopiedNetwork(copies.units, copies.head)
         return JoinedAtInput(copies, banked, bank.joined)

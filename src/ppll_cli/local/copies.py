@@ -84,7 +84,6 @@ def _check_chained(site: Site, index: int, method: str) -> None:
 
 
 def _output_shape(network: nn.Module, shape: Shape) -> Shape:
-    """Return the shape of a network's output for an input shape, found with one sample."""
     network.eval()  # keeps BatchNorm's statistics, and needs no random numbers
     with torch.no_grad():
         output: torch.Tensor = network(torch.zeros(1, *shape))

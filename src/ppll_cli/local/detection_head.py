@@ -14,10 +14,10 @@ means only the levels that belong to the stride of the local head's input map (s
 
 
 def with_detection_head(site: Site, chosen: DetectionHead | None) -> Site:
-    """Return `site`; for `level`, with a task whose smallest head is a `LevelHead`.
+    """Check the setting; for `level`, replace the site's task by a `LevelDetection`.
 
     `pyramid` and `level` need a detection task. `level` also needs a model whose head is a
-    `PyramidHead`: local heads get its width and norms.
+    `PyramidHead`, because local heads get the width and norms of this head.
     """
     if chosen is None:
         return site

@@ -39,7 +39,7 @@ class AdaptivePool(nn.Module):
 
 
 def _averages(size: int, windows: int, like: Tensor) -> Tensor:
-    """Return torch's adaptive average pooling of `size` values as a matrix [windows, size]."""
+    """Return the matrix [windows, size] that averages values as torch's adaptive pooling does."""
     window = torch.arange(windows, device=like.device)[:, None]
     position = torch.arange(size, device=like.device)
     first, behind = window * size // windows, ((window + 1) * size + windows - 1) // windows

@@ -92,9 +92,9 @@ class FBA(LocalMethod):
         return [index for _, stage in by_stage for index in islice(stage, self.depth)]
 
     def _read(self, site: Site) -> dict[str, Shape]:
-        """Return the banked features that the auxiliary network reads.
+        """Return the banked features that the auxiliary network reads: their names and shapes.
 
-        The keys are names. The values are shapes, before the conversion by `Bank.form`.
+        The shapes are those before `Bank.form` converts the features for the bank.
         """
         bank = bank_for(self.bank, site.task, site.units)
         if not bank.enabled or bank.fusion == "none":
@@ -134,7 +134,7 @@ class BankedCriterion(Criterion):
 
 
 class ProbedCriterion(Criterion):
-    """Trains a module without a bank, and a probe that reads the bank (our choice).
+    """Trains a module without the bank, and trains a probe that reads the bank (our choice).
 
     The Simple Local Module, with its head (a `ClassifierHead`), trains the module. The probe reads
     banked features and the head's pooled vector, detached. The loss is the sum of the task's losses
@@ -183,7 +183,7 @@ class ProbedCriterion(Criterion):
 
 
 def bank_of(task: Task, join: str = "head") -> Bank:
-    """Return the bank for a task, and for a value of `fba.join`."""
+    """Return the bank for a task and a value of `fba.join`."""
     if join == "input":
         return InputBank()
     if isinstance(task, Classification):
@@ -197,7 +197,6 @@ def bank_of(task: Task, join: str = "head") -> Bank:
 
 
 def _form(task: Task, join: str, shape: Shape) -> nn.Module:
-    """Build the network that converts features of a shape for the bank."""
     network = bank_of(task, join).form(shape)
     assert network is not None
     return network
@@ -221,7 +220,7 @@ def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBan
 
 
 def _long_skips(site: Site) -> dict[str, Shape]:
-    """Return the shapes, by name, of the long skips that are computed up to the module's end."""
+    """Return the shapes, by name, of the long skips that this or an earlier module computes."""
     made = zip(site.units[: site.stop], site.features, strict=False)
     shapes = {unit.writes[0]: spec.shape for unit, spec in made}
     return {name: shapes[name] for name in site.units[-1].reads[1:] if name in shapes}

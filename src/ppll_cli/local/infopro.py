@@ -81,7 +81,7 @@ class InfoPro(LocalMethod):
     temperature: Positive = 0.07
 
     def criterion(self, site: Site, key: str = "local") -> Criterion:
-        """Return a module's loss. An error about data without images names the setting `key`."""
+        """Return a module's loss. Errors about data without images name the setting `key`."""
         classes = classes_of(site.task, "infopro", key="local")
         weights = self.weights_at(site)
         if not any(weights):
@@ -122,7 +122,7 @@ class InfoPro(LocalMethod):
 
 
 def _images(site: Site, key: str) -> ImageSpec:
-    """Return the description of the images; without images, raise an error that names `key`."""
+    """Return the `ImageSpec`; if the data have no images, raise an error that names `key`."""
     if not isinstance(site.input_spec, ImageSpec):
         problem = "reconstructs images, but the data set has none"
         remedy = "choose another, or leave out the reconstruction: local.weights=[0,1,0,1]"
@@ -168,8 +168,7 @@ class Decoder(nn.Module):
     def pixels(self, image: Tensor) -> Tensor:
         """Convert normalised images to float32 pixels, clamped to [0, 1].
 
-        In this program's data sets, only rounding makes values leave this range. A user's data set
-        may provide other values.
+        Without the clamp, rounding or a user's data set could cause values outside of this range.
         """
         return (image.float() * self.std + self.mean).clamp(0, 1)
 
@@ -202,7 +201,7 @@ class InfoProCriterion(Criterion):
 
 
 class ContrastiveCriterion(InfoProCriterion):
-    """InfoPro's loss with the contrastive loss. The head makes vectors; the probe makes logits."""
+    """InfoPro's loss with `contrastive_loss` on the head's vectors; the probe makes logits."""
 
     def __init__(
         self,

@@ -23,10 +23,10 @@ CONVOLUTIONS = 2
 
 
 def fusible(maps: Maps, chosen: list[int], own: int, fusion: str) -> tuple[list[int], int]:
-    """Select the maps to fuse; return their indices, and the number of channels of the result.
+    """Return the indices of the maps to fuse, and the number of channels after the fusion.
 
-    `chosen` are indices in `maps`, and `own` is one of them. The fusion `concatenate` concatenates
-    all chosen maps. The fusion `add` sums only those with as many channels as the map `own`.
+    `own` and the elements of `chosen` are indices in `maps`. The fusion `concatenate` uses all
+    chosen maps; `add` uses only those that have as many channels as `maps[own]`.
     """
     if fusion == "add":
         channels = maps[own][1]
@@ -41,8 +41,8 @@ class LevelHead(nn.Module):
     P5, P6 and P7; strided 3x3 convolutions compute P6 from P5, and P7 from P6. A 1x1 convolution
     and ReLU convert the map to the width of the model's head. Two branches follow, for classes and
     for boxes, each with two 3x3 convolutions with ReLU, and a convolution that predicts. The
-    layers, their initial weights and the choice of anchors that are trained follow the code of
-    MAN++'s authors (arXiv 2507.16279).
+    layers, their initial weights and the choice of trained anchors follow the code of MAN++'s
+    authors (arXiv 2507.16279).
 
     Our choice: the width and the norms between the convolutions are as in the model's head. Maps
     finer than stride 8 are averaged to stride 8. Banked maps are averaged to the stride of the map;

@@ -89,7 +89,7 @@ class MAN(LocalMethod):
     def _base(self, there: Site, site: Site) -> Criterion:
         """Return the loss that reads y.
 
-        `site` describes the module, whose output is x. `there` is the same with y instead of x.
+        `site` describes the module with its output x. In its copy `there`, y replaces x.
         """
         if not isinstance(there.task, Classification):
             return self._detector(there)
@@ -110,7 +110,6 @@ class MAN(LocalMethod):
         return Criterion(network, (there.feature,), there.task)
 
     def _detector(self, there: Site) -> Criterion:
-        """Return the loss for detectors, whose head reads y (see `_base`)."""
         from ppll_cli.tasks.detection import Detection  # slow: imports torchvision
 
         data = "with class labels or boxes"
@@ -128,7 +127,7 @@ class MAN(LocalMethod):
         return Criterion(network, (there.feature,), there.task)
 
     def _head(self, there: Site, site: Site, tokens: bool) -> nn.Module:
-        """Return the network for `loss=ce`, which reads y (see `_base`)."""
+        """Return the network for `loss=ce`; the arguments are as in `_base`."""
         head, shape = len(site.units) - 1, there.spec.shape
         if shape != site.features[head - 1].shape:
             return site.task.smallest_head(shape)
@@ -198,8 +197,8 @@ class Mixture(nn.Module):
 class MomentumCriterion(Criterion):
     """A local loss, `base`, that reads the output of a `Mixture` instead of the module's features.
 
-    The averages in the mixture follow the weights of the unit that `watch` names. If this unit has
-    no weights, `watch` is None.
+    `watch` names the unit whose weights the averages in the mixture follow; None if the unit has no
+    weights.
     """
 
     def __init__(self, mixture: Mixture, base: Criterion, watch: Watch | None) -> None:
@@ -220,6 +219,6 @@ class MomentumCriterion(Criterion):
         return found
 
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Update the averages. In the first lag - 1 batches, `steps` < 0, nothing is changed."""
+        """Update the averages, but not in the first lag - 1 batches, where `steps` is below 0."""
         if steps >= 0:
             self.mixture.update(weights)

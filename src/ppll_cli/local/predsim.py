@@ -96,7 +96,7 @@ def similarities(vectors: Tensor) -> Tensor:
 
 
 def pool_kernel(height: int, width: int, positions: int) -> tuple[int, int]:
-    """Return height and width of a pool's windows, so that at most `positions` cover a map.
+    """Return height and width of a pool's windows, so that at most `positions` windows cover a map.
 
     A window begins as one pixel of the map of `height` x `width` pixels. While there are too many
     windows, it is doubled in the direction with more windows (in height, if the numbers are equal).
@@ -114,5 +114,4 @@ def pool_kernel(height: int, width: int, positions: int) -> tuple[int, int]:
 
 
 def _windows(size: int, kernel: int) -> int:
-    """Return the number of windows that cover a side; the last window may exceed the side's end."""
     return -(-size // kernel)

@@ -32,8 +32,8 @@ class PyramidBank(Bank):
         """Return a pyramid that reads banked maps, the module's map and the maps of copied units.
 
         For `LevelDetection`, return a network of copied units and a `LevelHead`, which reads their
-        output and banked maps. Copied units are left out if their maps are coarser than the
-        module's map and coarser than stride 8.
+        output and banked maps. Copied units are left out if their maps are coarser than
+        both the module's map and stride 8.
         """
         head = head_of(copies.head, PyramidHead, ("local", "fba"), "use local=greedy")
         if not bank.shared_head:
@@ -66,8 +66,8 @@ class BankedPyramid(nn.Module):
     each banked map.
 
     Attributes:
-        plan: For each stride, the maps to fuse, as indices in a list that has first all banked
-            maps, then all own maps.
+        plan: For each stride, the indices of the maps to fuse. Banked maps are numbered first, then
+            own maps.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ def counters(network: nn.Module, run: Callable[[], object]) -> tuple[str, ...]:
 
 
 def _state(network: nn.Module) -> dict[str, str]:
-    """Return the network's attributes by name, as texts that differ if the values differ."""
+    """Return a text for each attribute of the network (see `_text`), by the attribute's name."""
     return {
         f"{path}.{name}" if path else name: _text(value)
         for path, layer in network.named_modules()

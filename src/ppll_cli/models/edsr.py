@@ -40,7 +40,7 @@ class First(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """Multiplies the result of two 3x3 convolutions, without norms, by `scale`; adds its input."""
+    """Two 3x3 convolutions without norms; their output, times `scale`, is added to the input."""
 
     def __init__(self, width: int, scale: float) -> None:
         super().__init__()
@@ -128,5 +128,5 @@ class EDSR:
 
 
 def _same(build: Callable[[], nn.Module], input_shape: Shape, output_shape: Shape) -> nn.Module:
-    """Build the same unit again, for maps of another height and width."""
+    """Build the unit unchanged (see `Unit.adapt`), because it fits maps of any height and width."""
     return build()

@@ -121,7 +121,6 @@ def _shortcut(channels: int, width: int, stride: int) -> nn.Sequential | None:
 
 
 def _join(y: Tensor, x: Tensor, shortcut: nn.Module | None) -> Tensor:
-    """Return ReLU(y + shortcut(x)). `y` is overwritten, `x` is not."""
     y += x if shortcut is None else shortcut(x)
     return F.relu(y, inplace=True)
 
@@ -132,7 +131,6 @@ UnitType = type[BasicUnit] | type[BottleneckUnit]
 def _adapted(
     kind: UnitType, width: int, rate: float, input_shape: Shape, output_shape: Shape
 ) -> nn.Module:
-    """Build a residual unit for `input_shape`, with stride 2 if `output_shape` has a smaller H."""
     stride = 2 if input_shape[1] > output_shape[1] else 1
     return kind(channels=input_shape[0], width=width, stride=stride, rate=rate)
 

@@ -52,8 +52,8 @@ class TracedUnit:
     Attributes:
         outputs: Shapes and dtypes of the unit's outputs, in the order of `writes`.
         cost: Cost of the unit.
-        changed: Numbers of the inputs that the unit changes in place.
-        shared: (number of the input, number of the output) for each output that is an input or a
+        changed: Indices of the inputs that the unit changes in place.
+        shared: (index of the input, index of the output) for each output that is an input or a
             view of an input.
         counters: Names of the network's Python attributes that each forward pass in training
             changes.
@@ -68,10 +68,10 @@ class TracedUnit:
 
 @contextmanager
 def _without_compiler() -> Iterator[None]:
-    """Keep torch from importing its compiler for functions that are not compiled.
+    """Keep torch from importing its compiler, which takes half as long as importing torch.
 
-    torch decorates its dispatch modes, and many functions for the meta device, to exclude them from
-    compilation. The decorator imports the compiler, which takes half as long as importing torch.
+    torch excludes its dispatch modes, and many functions for the meta device, from compilation. The
+    decorator that does so imports the compiler.
     """
     stand_in = _Uncompiled(_COMPILER)
     sys.modules.setdefault(_COMPILER, stand_in)
@@ -88,7 +88,7 @@ class _Uncompiled(ModuleType):
     """Stands in for torch's compiler, and imports the real compiler when something needs it."""
 
     def disable(self, function: Any = None, *args: Any, **options: Any) -> Any:
-        """Return `function` if it belongs to torch; otherwise let the compiler handle the call."""
+        """Return torch's own functions unchanged; let the real compiler decorate all others."""
         if str(getattr(function, "__module__", None)).startswith("torch."):
             return function
         return self.__getattr__("disable")(function, *args, **options)

@@ -227,7 +227,6 @@ class ViT:
 
 
 def _divisors(number: int) -> str:
-    """List the divisors of `number`, as the remedy in an error message."""
     small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
     every = sorted({*small, *(number // divisor for divisor in small)})
     return f"possible: {', '.join(map(str, every))}"

@@ -25,5 +25,5 @@ class Details:
 
     @property
     def plural(self) -> str:
-        """Name of the list of entries in files."""
+        """Key of the list of entries in result files."""
         return {"class": "classes", "picture": "pictures"}[self.kind]

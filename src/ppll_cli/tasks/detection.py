@@ -208,7 +208,7 @@ class Detection:
 
 
 def _sums(rows: Tensor, counted: Tensor) -> Tensor:
-    """For each picture, sum the rows [B, A, columns] for which `counted` [B, A] is true: [B]."""
+    """Return the sum of `rows` [B, A, columns] over the anchors in `counted` [B, A]: [B]."""
     # On CPU, the order of a sum over a whole batch could depend on the number of pictures.
     return torch.stack([each.sum() for each in torch.where(counted[..., None], rows, 0.0)])
 

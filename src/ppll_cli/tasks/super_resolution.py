@@ -84,7 +84,7 @@ class SuperResolution:
     ) -> Mapping[str, ValueSpec]:
         """Return `targets` for tiles, given their size in pixels of the small picture.
 
-        `tile` and `bicubic` are the numbers of elements of the tensors `TILE` and `BICUBIC`.
+        `tile` and `bicubic` are the numbers of columns of the tensors `TILE` and `BICUBIC`.
         """
         return {
             TARGET: ValueSpec((3, self.scale * height, self.scale * width), torch.float32),
@@ -155,7 +155,7 @@ class SuperResolution:
 
 
 def _by_picture(rows: Tensor) -> dict[int, list[float]]:
-    """Return the sums of rows over the tiles of each picture, by the picture's index.
+    """Sum the rows of each picture's tiles; return the sums by the picture's index.
 
     The sums are exact, because replicas and a resume change the order of the rows.
     """
@@ -167,8 +167,8 @@ def _shaved(tile: Tensor) -> Tensor:
     """Return the four bounds, as in `TILE`, of the pixels that `rgb_psnr` uses, int64 [B, 4].
 
     At the picture's border, PSNR leaves out `scale` pixels, SSIM `scale` + 5 and `rgb_psnr`
-    `scale` + 6, one pixel more than SSIM. At other sides of a tile the three bounds are equal. So a
-    side is at the picture's border if the bounds for PSNR and SSIM differ.
+    `scale` + 6. All other sides of a tile have the same bound for the three metrics. So a side is
+    at the picture's border if its bounds for PSNR and SSIM differ.
     """
     bounds, narrower = tile[:, 1:5], tile[:, 5:9]
     inwards = torch.tensor([1, -1, 1, -1], device=tile.device)

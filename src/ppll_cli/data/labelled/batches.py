@@ -24,8 +24,8 @@ AHEAD = 2
 class LoadedBatches(ImageBatches[Listing]):
     """Makes batches of pictures that loaders decode during training and evaluation.
 
-    All training batches must be made by the same thread. All evaluation batches must be made by the
-    same thread too, but it may be another one than for training.
+    One thread must make all training batches. One thread, the same or another, must make all
+    evaluation batches.
     """
 
     dataset: "LabelledPictures"

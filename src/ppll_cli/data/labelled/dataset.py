@@ -236,7 +236,6 @@ class LabelledPictures(Classified):
         return {"train": train, **val, "test": evaluated[0]}
 
     def _limited(self, listing: Listing) -> Listing:
-        """Return up to `eval_limit` pictures, chosen at random."""
         # The first pictures may all be of one class.
         chosen = fixed_random(_LIMIT_SEED).permutation(len(listing))[: self.eval_limit]
         return listing.of(np.sort(chosen))

@@ -107,7 +107,7 @@ def from_folders(folder: Path, *, empty: bool = False) -> Classes:
     Pictures may be in subfolders of a class. `empty` allows classes without pictures.
 
     Raises:
-        ListingError: There are no classes, or a class without pictures is not allowed.
+        ListingError: There are no classes, or a class has no pictures and `empty` is False.
     """
     found: dict[str, Sequence[str]] = {}
     for inner in class_folders(folder):
@@ -169,11 +169,7 @@ def from_csv(
 
 
 def _check_classes(source: Path, found: Iterable[str], train: Iterable[str]) -> None:
-    """Compare the classes of a split (`found`), such as test, with those of the training pictures.
-
-    The split must not have classes that the training pictures lack. If `source` is a folder, it
-    must have all of their classes; if it is a CSV file, some may be missing.
-    """
+    """Refuse a class without training pictures and, in a folder, a missing class."""
     new, lacking = sorted(set(found) - set(train)), sorted(set(train) - set(found))
     if new:
         problem = f"has the class {new[0]}, which the training pictures do not have"

@@ -109,15 +109,15 @@ def _load(request: Sequence[Wanted], images: NDArray[np.uint8]) -> PpllError | N
 
 
 def shared_images(memory: int, side: int) -> NDArray[np.uint8]:
-    """Map shared memory to an array, uint8 [N, 3, side, side]; `memory` is its file descriptor."""
+    """Map the shared memory with file descriptor `memory` to an array, uint8 [N, 3, side, side]."""
     return np.frombuffer(mmap(memory, 0), np.uint8).reshape(-1, 3, side, side)
 
 
 def main(requests: int, memory: int, side: int) -> None:
     """Run a loader.
 
-    `requests` and `memory` are file descriptors: of the connection to the worker, and of the memory
-    shared with it. `side` is height and width of the images, in pixels.
+    `requests` is the file descriptor of the connection to the worker, and `memory` that of the
+    shared memory for the images. `side` is height and width of the images, in pixels.
     """
     for number in STOPPING:  # ignore signals, because the worker ends its loaders
         signal.signal(number, signal.SIG_IGN)

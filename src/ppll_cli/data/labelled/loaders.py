@@ -119,7 +119,7 @@ Key = TypeVar("Key", bound=Hashable)
 class DecodedAhead(Generic[Key]):
     """Provides batches of images, and lets loaders decode the next batches in advance.
 
-    Each batch has a key; `begin` starts to decode the batch with a key. Only one thread may use
+    Each batch has a key; `begin` starts to decode the batch with this key. Only one thread may use
     this object.
     """
 
@@ -177,7 +177,6 @@ class _Loader:
             )
 
     def work(self, jobs: "SimpleQueue[Job | None]") -> None:
-        """Do the jobs of the queue, one after the other, until an item is None."""
         while (job := jobs.get()) is not None:
             if job.answer.set_running_or_notify_cancel():
                 try:
@@ -192,12 +191,7 @@ class _Loader:
             self.process.wait(END_S)
 
     def decode(self, wanted: Sequence[Wanted], images: NDArray[np.uint8]) -> None:
-        """Let the loader decode pictures, and copy their images to `images`.
-
-        Raises:
-            ConfigError: A file cannot be read as a picture.
-            RunFailedError: The loader has ended, was stopped, or does not answer.
-        """
+        """Let the loader decode pictures, and copy their images to `images`."""
         connection, number = self._connection, self.process.pid
         try:
             connection.send(wanted)
@@ -228,7 +222,6 @@ def _shared_memory(size: int) -> IO[bytes]:
 
 
 def _end(loaders: Sequence[_Loader], jobs: "SimpleQueue[Job | None]") -> None:
-    """End the loaders; unfinished requests fail."""
     for loader in loaders:
         loader.end()
         jobs.put(None)

@@ -142,7 +142,6 @@ def large_size(path: Path, scale: int, longest: int | None) -> Size:
 
 
 def _reduced(size: tuple[int, int], longest: int | None) -> tuple[int, int]:
-    """Return the size, width and height, to which a large picture is reduced."""
     if longest is None or max(size) <= longest:
         return size
     width, height = (max(1, round(side * longest / max(size))) for side in size)

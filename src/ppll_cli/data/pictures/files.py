@@ -72,7 +72,7 @@ def cut_out(path: Path, side: int, box_in: Callable[[int, int], Box]) -> Image.I
 
     `box_in` takes width and height of the upright picture, and returns the box of the piece, in
     pixels. A JPEG that is much larger than needed is decoded at a half, a quarter or an eighth of
-    its size, which is faster. It stays large enough (see `_GAP`) to make the difference invisible.
+    its size, which is faster. `_GAP` limits this reduction so that no difference is visible.
     """
     with _opened(path) as (image, found):
         width, height = found.upright

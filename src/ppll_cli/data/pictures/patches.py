@@ -109,9 +109,9 @@ def _turned(patch: Bytes, turn: int) -> Bytes:
 
 
 def _counted(span: Span, side: int, scale: int, border: int) -> tuple[int, int]:
-    """Return the first evaluated pixel of a large tile along one side, and the last + 1.
+    """Return start and stop of the evaluated pixels along one side of a large tile.
 
-    Pixels are counted from the start of the tile. A border of the large picture, `border` pixels
+    They are counted from the tile's first pixel. A border of the large picture, `border` pixels
     wide, is not evaluated. `span` is the range of the tile and `side` the length of the picture's
     side, both in pixels of the small picture.
     """

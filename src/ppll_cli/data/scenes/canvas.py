@@ -114,7 +114,7 @@ def _background(random: RandomState, side: int) -> Floats:
 
 
 def _paint_fragment(random: RandomState, canvas: Floats, item: Bytes) -> None:
-    """Paint a fragment of an item. It is too small to be recognised, so it is not an object."""
+    """Paint a fragment of an item as clutter; it is too small to be recognised."""
     top, left = random.randint(4, _ITEM - 14, 2)
     high, wide = random.randint(6, 11, 2)
     piece = Image.fromarray(item[top : top + high, left : left + wide])
@@ -166,7 +166,6 @@ def _unit(grey: Image.Image) -> Floats:
 
 
 def _around(solid: NDArray[np.bool_]) -> tuple[slice, slice]:
-    """Return the rows and columns of the smallest box around all pixels of a mask."""
     rows, columns = (np.flatnonzero(solid.any(axis)) for axis in (1, 0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
@@ -174,7 +173,7 @@ def _around(solid: NDArray[np.bool_]) -> tuple[slice, slice]:
 def _fits(
     owner: NDArray[np.int_], here: tuple[slice, slice], solid: NDArray[np.bool_], areas: list[int]
 ) -> bool:
-    """Return whether enough of each item stays visible behind a new item (`solid`) at `here`."""
+    """Return whether enough of each item is visible if a new item covers `owner[here][solid]`."""
     seen, lost = (
         np.bincount(pixels[pixels >= 0], minlength=len(areas))
         for pixels in (owner, owner[here][solid])
@@ -183,7 +182,6 @@ def _fits(
 
 
 def _common(one: tuple[float, ...], other: tuple[float, ...]) -> float:
-    """Return the intersection over union of two boxes."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     both = max(width, 0) * max(height, 0)
@@ -192,7 +190,7 @@ def _common(one: tuple[float, ...], other: tuple[float, ...]) -> float:
 
 
 def _tint(random: RandomState, behind: Floats, cutout: Cutout) -> Floats:
-    """Return one of 8 random colours, float32 [3]: the first with enough contrast, or the best."""
+    """Return the first of 8 random colours with enough contrast, or else the best, float32 [3]."""
     weight = cutout.cover / cutout.cover.sum()
     ground = (behind * weight[..., None]).sum((0, 1))
     shade = float((_shade(cutout.grey) * weight).sum())

@@ -80,8 +80,8 @@ class Index:
         """Gather the annotations of pictures.
 
         Raises:
-            ValueError: Most boxes are not inside their pictures, so they probably belong to other
-                pictures, or their unit is not pixels.
+            ValueError: Most boxes are outside of their pictures, or all are within the first pixel.
+                They probably belong to other pictures, or their unit is not pixels.
         """
         sizes = np.array([(each.width, each.height) for each in pictures], dtype=np.int64)
         remark = _remark(files, pictures)
@@ -115,7 +115,7 @@ class Scenes:
 
     @classmethod
     def all(cls, pixels: Sequence[Path] | Bytes, objects: Objects) -> "Scenes":
-        """Return a split of all pictures, whose sizes need no comparison with annotations."""
+        """Return a split of all pictures; their sizes are not compared with annotations."""
         assert len(pixels) == len(objects)
         return cls(pixels, objects, np.arange(len(objects)))
 
@@ -189,10 +189,10 @@ def _read(path: Path) -> Index:
 
 
 def _remark(files: Sequence[str], pictures: Sequence[Found]) -> str:
-    """Return a warning about boxes that are dropped or mostly outside of their pictures, or "".
+    """Return a warning if boxes are dropped or lie mostly outside of their pictures, else "".
 
-    Raise ValueError if these are more than half of all boxes. Also raise it if all boxes end within
-    the first pixel: they are probably given in fractions of the picture.
+    Raise ValueError if these are more than half of all boxes, or if all boxes end within the first
+    pixel, so that their unit is probably not pixels.
     """
     table, clipped = _clipped(pictures)
     total = len(table)
@@ -228,7 +228,6 @@ def _clipped(pictures: Sequence[Found]) -> tuple[NDArray[np.float64], NDArray[np
 
 
 def _sides(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return width and height of boxes, [S, 2]."""
     return boxes[:, 2:] - boxes[:, :2]
 
 
@@ -241,7 +240,7 @@ def on_upright(
     boxes are not changed. If it is the size before EXIF turns the picture, the boxes are turned.
 
     Raises:
-        ConfigError: The file cannot be read, or `size` is none of these two sizes.
+        ConfigError: The file cannot be read, or `size` is neither of these sizes.
     """
     found = header(path)
     if size == found.upright:
