@@ -1,9 +1,9 @@
 """`scripts/benchmark host`: time that the program adds to torch, per stage and batch.
 
 `Worker.run` trains the middle stage of three: four transformer blocks and a local loss. Nothing is
-sent: the same input is always available, and outputs are dropped. The worker takes turns with a bare
-loop, which makes the same calls of torch on a second copy of the stage; a turn has `BLOCK` steps.
-The result is the difference of the two median step times.
+sent: the same input is always available, and outputs are dropped. The worker takes turns with a
+bare loop, which makes the same calls of torch on a second copy of the stage; a turn has `BLOCK`
+steps. The result is the difference of the two median step times.
 
 The transformer blocks are narrow, so that arithmetic takes little time. On CPU the CPU time of the
 thread is measured, which excludes the time of other programs. On CUDA the backward pass runs in
