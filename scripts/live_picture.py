@@ -66,7 +66,7 @@ class Screen:
 
 
 def progress(lines: Sequence[str]) -> float | None:
-    """Return the fraction of steps done that a live display shows; None if it is incomplete."""
+    """Read the fraction of steps done from a live display; None if the display is incomplete."""
     text = Text.from_ansi("\n".join(lines)).plain
     found = STEP.findall(text)
     complete = "█ compute" in text and "samples/s" in text and "not known yet" not in text

@@ -112,9 +112,9 @@ def _over_time(title: str, keys: list[str]) -> Any:
 
 
 def _bars(key: str, title: str, summary: str) -> Any:
-    """Return a panel with a bar for each value of the configuration key `key`.
+    """Return a panel with a bar for each value of the setting `key`, for example each schedule.
 
-    A bar shows the mean of `summary`, a key of the runs' summaries, over the runs with its value.
+    The height of a bar is the mean of the runs' summary value `summary`.
     """
     import wandb_workspaces.reports.v2 as wr
 

@@ -69,8 +69,8 @@ class Case:
             only for an auxiliary network.
         metrics: Heading and format of each metric. A column compares the first one with that of bp.
         methods: Keys of `METHODS`.
-        reference: Name of a method without training, and its key in the results for each metric;
-            None if there is none.
+        reference: A method without training (bicubic enlargement): its name, and for each metric
+            the key under which results have its value; None if the case has no such method.
         brief: Further overrides for runs that measure speed and memory. With them, evaluations are
             short, and need no more memory than the training.
     """
@@ -198,7 +198,7 @@ def _brief(name: str, budget: Sequence[str]) -> tuple[str, ...]:
 
 
 def _same(name: str, method: str, modules: int) -> str:
-    """Return the method to run for a row: in detection with 2 modules, fba off replaces fba on."""
+    # In detection with two modules there is no earlier module whose features a bank could hold.
     return "fba off" if (name, method, modules) == ("detection", "fba on", 2) else method
 
 

@@ -33,7 +33,7 @@ class Plan:
     """A run and its fault.
 
     Attributes:
-        case: A key of `soak.CASES`, which ends with the number of workers.
+        case: A key of `soak.CASES`. The number at its end is the number of workers.
         kind: The fault, a key of `KINDS`.
         moment: The phase of the run: start-up, training, evaluation or checkpoint.
         stage: A random number that selects the worker, the file and the bit to damage.

@@ -1,14 +1,14 @@
 """`scripts/benchmark host`: time that the program adds to torch, per stage and batch.
 
-`Worker.run` trains the middle stage of three: four transformer blocks and a local loss. Its
-channels carry nothing: the same input is always available, and outputs are dropped. After each
-block of such steps, a bare loop makes the same calls of torch on a second copy of the stage. The
-result is the difference of the two median step times.
+`Worker.run` trains the middle stage of three: four transformer blocks and a local loss. Nothing is
+sent: the same input is always available, and outputs are dropped. The worker takes turns with a
+bare loop, which makes the same calls of torch on a second copy of the stage; a turn has `BLOCK`
+steps. The result is the difference of the two median step times.
 
 The transformer blocks are narrow, so that arithmetic takes little time. On CPU the CPU time of the
 thread is measured, which excludes the time of other programs. On CUDA the backward pass runs in
 another thread, so wall-clock time is measured. Both loops then queue their work, and wait for the
-device only between blocks of steps.
+device only every `BLOCK` steps.
 """
 
 import argparse
@@ -46,7 +46,7 @@ STAGE, STAGES, BATCH_SIZE = 1, 3, 4
 CHUNK = STAGE
 
 BLOCK = 50
-"""Number of steps in a block of steps, which is an epoch of the worker."""
+"""Number of steps in a turn of the worker or of the bare loop, and in an epoch."""
 
 OVERRIDES = ["model=vit", "model.dim=16", "model.heads=1", "model.depth=12", "data=synthetic"]
 OVERRIDES += ["data.size=8", f"data.train_samples={BLOCK * BATCH_SIZE}", "data.test_samples=1"]
@@ -90,10 +90,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def measure(overrides: Sequence[str], blocks: int) -> dict[str, float]:
-    """Time the steps of a stage in the worker and in a bare loop, alternating.
+    """Time the steps of a stage in the worker and in a bare loop, in turn.
 
-    In the worker and in the bare loop, `blocks` blocks of `BLOCK` steps are timed, after two blocks
-    that are not timed.
+    Each of them makes two blocks of `BLOCK` steps that are not timed, then `blocks` timed ones.
 
     Returns:
         Times per step in milliseconds: the medians `worker_ms` and `torch_ms`, their difference
@@ -119,7 +118,6 @@ def measure(overrides: Sequence[str], blocks: int) -> dict[str, float]:
     bare = bare_step(job, device, inputs)
 
     def between() -> None:
-        """Time a block of the bare loop while the worker waits for its next batch."""
         wait()
         torch_s.extend(_timed(bare, BLOCK, clock))
         wait()
@@ -222,7 +220,7 @@ def _update(optim: Optim, parameters: Sequence[Tensor], device: torch.device) ->
 class _TimedReceiver(Endless):
     """A channel's receiving end that always provides the same batch, and times the worker's steps.
 
-    It appends the seconds of each step to `times`, and calls `between` before each block of steps.
+    It appends the seconds of each step to `times`, and calls `between` before each epoch.
     """
 
     def __init__(
@@ -246,7 +244,6 @@ class _TimedReceiver(Endless):
 
     @cached_property
     def _items(self) -> Iterator[Item]:
-        """Yield all batches of the course, without evaluations."""
         steps, each = self._course.steps, self._course.steps_per_epoch
         yield from (TrainBatch(step, *divmod(step, each), BATCH_SIZE) for step in range(steps))
         yield End(steps)

@@ -192,7 +192,6 @@ def _rows(
 
 
 def _measure(both: Namespaces, model: str, name: str, rounds: int, steps: int) -> dict[str, Any]:
-    """Measure a row's speeds on one machine and over each link, and the bytes sent per batch."""
     overrides, measure = overrides_of(model, name, steps), _ddp if name == DDP else _ours
     speeds: Speeds = {HERE: [], **{link: [] for link in LINKS}}
     sent = 0.0
@@ -206,7 +205,10 @@ def _measure(both: Namespaces, model: str, name: str, rounds: int, steps: int) -
 
 
 def _ours(both: Namespaces | None, overrides: Sequence[str], steps: int) -> tuple[float, float]:
-    """Run ppll-run on one machine or both; return samples per second and bytes per batch."""
+    """Run ppll-run in both namespaces; return samples per second and bytes sent per batch.
+
+    `both` is None for a run on one machine, also in the functions below.
+    """
     folder = FOLDER / "network" / ("one" if both is None else "both")
     found = run(overrides, folder) if both is None else _run_on_both(both, overrides, folder)
     sent = sum(edge["bytes_sent"] for edge in found["edges"]) / found["steps"]
@@ -216,7 +218,7 @@ def _ours(both: Namespaces | None, overrides: Sequence[str], steps: int) -> tupl
 
 
 def _ddp(both: Namespaces | None, overrides: Sequence[str], steps: int) -> tuple[float, float]:
-    """Run torch's trainer; return samples per second, and 0 for the unknown bytes."""
+    """Train with `DistributedDataParallel`; return samples per second, and 0 (bytes unknown)."""
     warm_up = min(10, steps // 5)
     return _at_ends(both, ["ddp", str(warm_up), str(steps - warm_up), *overrides]), 0.0
 
@@ -246,7 +248,7 @@ def _run_on_both(both: Namespaces, overrides: Sequence[str], run_dir: Path) -> d
 
 
 def _at_ends(both: Namespaces | None, arguments: Sequence[str]) -> Any:
-    """Run `link_ends` with these arguments, over the link or on one machine; return its result."""
+    """Run `link_ends` with these arguments in both namespaces; return its result."""
     store = (FOLDER / "network" / "store").absolute()
     store.unlink(missing_ok=True)
     what, *rest = arguments

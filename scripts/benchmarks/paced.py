@@ -1,9 +1,9 @@
 """Runs the real workers of a job. They train when they get an order, and are idle otherwise.
 
-An order is a list of spans: each span is a number of training batches. After each span the course
-sends a mark: an item that follows the batches through the pipeline and makes each stage report. The
-pipeline is not drained for a mark. So the time between two reports of the last stage is the time
-that the running pipeline needs for the batches between the two marks.
+An order is a list of spans: each span is a number of training batches. After each span a mark
+follows the batches through the pipeline, and makes each stage report. The pipeline is not drained
+for a mark. So the time between two reports of the last stage is the time that the running pipeline
+needs for the batches between the two marks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +27,8 @@ from scripts.benchmarks.runs import RunFailedError
 LIMIT_S = 60.0
 
 EPOCH = 50
-"""Number of steps in an epoch, and value of `log_every`. So workers report only at marks and at the
-end of an epoch."""
+"""Workers report after every epoch and every `log_every` steps; jobs have multiples of `EPOCH` for
+both numbers. So between such steps, workers report only at marks."""
 
 WARM_UP = (3, 3)
 """Numbers of batches in two spans before the measurements. Memory is allocated during the first
@@ -39,7 +39,7 @@ LEAST_STEPS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class PacedCourse(Course):
-    """A course that waits for orders. An empty order ends the run."""
+    """The items of a run (batches and marks), made as ordered. An empty order ends the run."""
 
     orders: Connection
 
@@ -64,7 +64,6 @@ class PacedCourse(Course):
 
 def paced(job: Job) -> tuple[Job, Connection]:
     """Return the job with a paced course, and the connection to which its orders are sent."""
-    # Workers report at multiples of these two numbers, which must be multiples of EPOCH.
     assert job.course.steps_per_epoch % EPOCH == job.course.log_every % EPOCH == 0
     received, sent = Pipe(duplex=False)
     # Fields are copied one by one, because `vars` would include cached properties.
@@ -92,8 +91,8 @@ class Line:
         """Order spans of batches; return the number of steps done at the end of each span."""
         lengths, ends = [], []
         for batches in spans:
-            # A worker also reports at the end of an epoch. A span that ended there would get this
-            # report before that of its mark, so the span gets one more batch.
+            # A worker reports every EPOCH steps, too. At the end of a span, this report would be
+            # taken for that of the mark, so such a span gets one more batch.
             length = batches + ((self.steps + batches) % EPOCH == 0)
             self.steps += length
             lengths.append(length)
@@ -186,7 +185,6 @@ class Workers:
         self._events.put({**report, "heard_s": perf_counter()})
 
     def _note(self, event: Report | Ending) -> None:
-        """Record the time and the loss of a stage's report of training metrics."""
         if isinstance(event, Ending) or event["kind"] != "metrics":
             return
         stage = event["stage"]

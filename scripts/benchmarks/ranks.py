@@ -45,7 +45,7 @@ class Orders(Protocol):
 
 @dataclass(frozen=True)
 class _Span:
-    """Seconds of all steps, and the mean loss; None if the rank does not know it."""
+    """Seconds of all steps, and the mean loss; None if the rank does not compute the loss."""
 
     seconds: float
     loss: float | None

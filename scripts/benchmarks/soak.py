@@ -246,7 +246,7 @@ def _wrong(plan: Plan, outcome: Outcome, run_dir: Path, printed: str) -> list[st
 
 
 def _recover(plan: Plan, outcome: Outcome, folder: Path, reference: bytes) -> None:
-    """Resume the run, or start it again without a `config.json`; check the final weights."""
+    """Resume the run, or start it again if it wrote no `config.json`; check the final weights."""
     command, run_dir = ppll_run(f"resume={folder / 'run'}"), folder / "run"
     anew = not (run_dir / "config.json").exists()
     if anew:

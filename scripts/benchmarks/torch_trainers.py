@@ -158,7 +158,7 @@ class DataParallelTrainer:
 
 
 Trainer = PipelineTrainer | DataParallelTrainer
-"""Trains one rank of a job. `step` returns None if the rank does not know the loss."""
+"""Trains one rank of a job. `step` returns the loss; None if another rank computes it."""
 
 
 def _crossing(job: Job, cut: int) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:

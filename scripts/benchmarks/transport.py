@@ -166,7 +166,7 @@ def _produce_edge(
     repetitions: int,
     go: Connection,
 ) -> None:
-    """Run the sending process of `measure_edge`. It waits for a signal before each sender."""
+    """Send the messages of `measure_edge`. Before each sender, wait for a word on `go`."""
     torch.set_num_threads(1)
     _open([*single.values(), *steady.values()])
     for size in sizes:
@@ -203,7 +203,6 @@ def _wait_for_word(connection: Connection) -> None:
 
 
 def _receive(receiver: Receiver, device: str = "cpu") -> float:
-    """Receive a message, and return its time in seconds from sending to arrival."""
     _wait(receiver)
     sent_s, tensors = receiver.receive()
     _synchronize(device)
@@ -244,7 +243,7 @@ def _synchronize(device: str) -> None:
 
 
 def _medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Return the median of each list without its first fifth, in which memory is new and slow."""
+    # In the first fifth of the times, memory is new and slow.
     return {name: median(seconds[len(seconds) // 5 :]) for name, seconds in times.items()}
 
 

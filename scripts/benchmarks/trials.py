@@ -152,7 +152,7 @@ def paired(found: Iterable[Found | None], bp: Iterable[Found | None]) -> list[tu
 def difference(
     found: Iterable[Found | None], bp: Iterable[Found | None], metric: str, form: str
 ) -> str:
-    """Return a cell with the mean difference of a metric from that of bp with the same seed."""
+    """Return a cell with a metric minus that of bp with the same seed, averaged over seeds."""
     values = [each[metric] - other[metric] for each, other in paired(found, bp)]
     return f"{mean(values):+{form}}" if values else ""
 

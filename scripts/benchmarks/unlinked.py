@@ -99,7 +99,7 @@ class Endless:
 
 
 class NoTransport:
-    """A transport whose channels carry nothing. `courses` has one for each stage except stage 0."""
+    """A transport that sends nothing. `courses` make the batches of all stages except stage 0."""
 
     def __init__(self, job: Job, courses: Iterable[PacedCourse]) -> None:
         self.depth = job.depth
@@ -135,7 +135,7 @@ class InTurn(Workers):
 
 
 def unlinked(name: str, job: Job, kind: type[Workers] = Workers) -> Workers:
-    """Return the workers of a local-learning job, in which each stage follows its own orders."""
+    """Return the workers of a job with local losses. Each stage gets its own orders."""
     paced_jobs, orders = zip(*(paced(job) for _ in range(job.stages)), strict=True)
     transport = NoTransport(job, [each.course for each in paced_jobs[1:]])
     lines = [Line(each, stage) for stage, each in enumerate(orders)]

@@ -135,7 +135,7 @@ def endless(check: Check, name: str, overrides: Sequence[str]) -> Iterator[Sessi
 def _compared_with_whole(
     check: Check, step: LostWorker | Restarted, facts: Mapping[str, Any]
 ) -> Outcome:
-    """Compare a step's run with a faultless run of as many steps, and add facts to the outcome."""
+    """Train a run without a fault for as many steps, and compare the last checkpoints."""
     whole = Train(f"{step.name} whole", [*step.overrides, f"max_steps={_saved(check, step.name)}"])
     outcome = whole.act(check)
     if outcome.state == "ok":

@@ -210,7 +210,7 @@ class Probe:
         return graph.replay
 
     def _step_ms(self, step: Callable[[], None], repeated: int) -> tuple[float, float]:
-        """Return the time of a step, and of the host to queue it, in milliseconds."""
+        """Return two times in ms: of a step, and of the host's calls that queue the step."""
         self._synchronize()
         start_s = perf_counter()
         for _ in range(repeated):
@@ -272,7 +272,7 @@ def _sleep(cycles: int) -> None:
 
 
 def _add_up(connection: Connection, device: str) -> None:
-    """Be the second process of `shared_events`: send the sum of what it reads in all turns."""
+    """Run the second process of `shared_events`: read a number in each turn, and send the sum."""
     torch.cuda.set_device(device)
     shared: Tensor = _received(connection)  # type: ignore[assignment]
     filled = _event_of(torch.device(device), _received(connection))

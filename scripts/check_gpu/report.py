@@ -52,7 +52,6 @@ def verdict(right: bool, output: str = "", **facts: Any) -> Outcome:
 
 
 def _reasons(output: str) -> list[str]:
-    """Return the failed tests, else ppll-run's last message, else the last line."""
     lines = output.strip().splitlines()
     messages = [line for line in lines if line.startswith("ppll-run: ")]
     return failed_tests(output) or messages[-1:] or lines[-1:]

@@ -63,7 +63,7 @@ class Check:
         return min(self.patience * limit_s, self.left_s())
 
     def transport(self) -> list[str]:
-        """Return the overrides that runs need here: one if the probe could not use CUDA IPC."""
+        """Return `transport.ipc=false` if the probe could not use CUDA IPC, else no override."""
         probe = self.report.folder / "probe.json"
         facts = json.loads(probe.read_text()) if self.cuda and probe.exists() else []
         works = any(fact["fact"] == "shared_events" and fact["right"] for fact in facts)
@@ -127,7 +127,10 @@ class Train:
     stops: bool = True
 
     def act(self, check: Check) -> Outcome:
-        """Train. A run that is too slow is skipped, but fails if it `stops` and ignores SIGTERM."""
+        """Train. A run that is too slow is stopped by SIGTERM, and its step is "skipped".
+
+        The step fails if the run ignores SIGTERM although `stops` is true.
+        """
         folder = check.folder(self.name)
         command = ppll_run(*self.overrides, *check.transport(), f"hydra.run.dir={folder}")
         ended = check.command(self.name, command, self.limit_s, self.environment)
@@ -151,7 +154,7 @@ class Program:
     log: str = ""
 
     def act(self, check: Check) -> Outcome:
-        """Run the program. Skip the step if the time limit ends before any test has failed."""
+        """Run the program. The step is "skipped" if the time ends before any test has failed."""
         ended = check.command(self.name, [sys.executable, *self.arguments], self.limit_s)
         if self.log:
             with (check.report.folder / self.log).open("a") as log:
@@ -204,7 +207,6 @@ def figures(folder: Path) -> dict[str, Any]:
 
 
 def _is_known(value: Any) -> bool:
-    """Return False for None, and for a list without a value that is not None."""
     return any(each is not None for each in (value if isinstance(value, list) else [value]))
 
 

@@ -244,10 +244,10 @@ def write_data(folder: Path) -> Mapping[str, Path]:
 
 
 def needed(all_groups: Sequence[Group], only: Sequence[str]) -> list[Group]:
-    """Return the groups that `--only` names, and the groups without which these cannot work.
+    """Return the groups that `--only` names, or all groups if it names none.
 
-    For example, runs are compared only if another group has made them. If `--only` names no group,
-    return all groups.
+    Runs and their comparison are two groups, such as `exact` and `equal`. If one of them is named,
+    both are returned.
     """
     names = {*only} | ({"exact"} if "equal" in only else set())
     if {"numbers", "equal numbers"} & names:
