@@ -215,10 +215,7 @@ class Run:
         return replace(prepared, job=job)
 
     def _worth_trying(self) -> str | None:
-        """Return a command that compares this run with other schedules.
-
-        Return None if no such command fits the run.
-        """
+        """Return a command to compare this run with other schedules; None if no command fits."""
         if self.fleet is not None or self._tracked().sweep or self.changes is None:
             return None
         known = self.settings, self.prepared, self.options, self.changes

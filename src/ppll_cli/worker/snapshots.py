@@ -200,7 +200,6 @@ class Snapshots:
 
 
 def _on(sums: Mapping[str, Sums], device: torch.device) -> dict[str, Sums]:
-    """Return sums by split, with their tensors on a device."""
     found = {}
     for split, each in sums.items():
         loss = each.loss.to(device) if isinstance(each.loss, Tensor) else each.loss

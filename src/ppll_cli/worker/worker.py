@@ -269,7 +269,6 @@ class Worker:
     # Reports
 
     def _counted(self) -> parts.Worker:
-        """Return the counts and times of the steady state so far."""
         totals, memory = self.recorder.totals, self.memory
         sent: Counter[str] = Counter()
         for channel, end in self.links.senders.items():
@@ -311,6 +310,5 @@ class Worker:
             self.links.pulse.begin("waiting for the other replicas", None)
 
     def _settle(self) -> None:
-        """Wait for the device, and send all pending reports."""
         self.reports.send(wait=True)
         self.recorder.settle()
