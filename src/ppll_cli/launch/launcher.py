@@ -143,7 +143,6 @@ class _Launcher:
         return ending
 
     def let_leave(self) -> None:
-        """Allow the workers to exit, and wait until they have exited."""
         for watched in self.workers:
             with suppress(OSError):  # the worker was killed after it was done
                 watched.reports.send_bytes(b"leave")
@@ -151,7 +150,6 @@ class _Launcher:
             watched.process.join(LEAVE_S)
 
     def kill(self) -> None:
-        """Kill the workers that still run."""
         for watched in self.workers:
             watched.kill()  # workers ignore other signals, and have nothing to clean up
         for watched in self.workers:

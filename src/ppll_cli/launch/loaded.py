@@ -210,7 +210,6 @@ def _weights(run_dir: Path, name: str, ema: bool) -> tuple[dict[str, Tensor], in
 def _check_fit(
     model: PlainModel, tensors: Mapping[str, Tensor], run_dir: Path, other_data: str | None
 ) -> None:
-    """Refuse weights whose names or shapes differ from the model's."""
     needed = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     there = {name: list(tensor.shape) for name, tensor in tensors.items()}
     for name in (*needed, *there):

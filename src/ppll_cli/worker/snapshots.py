@@ -229,7 +229,6 @@ class _Buffer:
         return layout
 
     def read(self, layout: Layout) -> dict[str, Tensor]:
-        """Return copies of the tensors in the buffer."""
         return {name: view.clone() for name, view in self._views(layout).items()}
 
     def _views(self, layout: Layout) -> dict[str, Tensor]:

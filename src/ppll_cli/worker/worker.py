@@ -155,7 +155,6 @@ class Worker:
             self.links.pulse.started = True
 
     def _evaluates(self, item: EvaluationBatch) -> bool:
-        """Return whether this replica evaluates a batch: replicas take turns."""
         turn = item.batch // self.job.course.evaluation_batches
         return turn % self.job.replicas == self.replica
 
@@ -300,7 +299,6 @@ class Worker:
         self.progress.reported = step
 
     def _report_metrics(self, split: str, step: int, epoch: int, **how: Any) -> None:
-        """Begin a report on a split's batches since its last report; see `Reports.take`."""
         self._announce_wait()
         self.reports.take(split, step, epoch, **how)
 
