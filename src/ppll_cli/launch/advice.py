@@ -51,8 +51,6 @@ def resume_command(
 ) -> str:
     """Return the command that resumes a run.
 
-    The command names the user's classes, because `resume` does not import them otherwise.
-
     `options` are command-line options that name folders of configurations, such as `--config-dir`.
     `changes` are the overrides that turn the defaults into the configuration; None if unknown.
     """
@@ -69,7 +67,10 @@ def resume_command(
 
 
 def how_to_train_longer(settings: Settings, job: Job) -> str:
-    """Return what the user can do to train a complete run further; `job` starts after its steps."""
+    """Return what the user can do to train a complete run for more steps.
+
+    `job` is the job of the resumed run, so `job.start` is the number of steps done.
+    """
     epochs = settings.epochs * job.course.steps_per_epoch
     if job.start < epochs:
         return "give a larger max_steps"
@@ -118,7 +119,7 @@ def _accepts(settings: Settings, prepared: Prepared, schedule: Schedule) -> bool
     workers = settings.replicas if schedule.one_stage else settings.devices_asked
     job = prepared.job
     local = dict(settings.local)
-    if local.get("cuts") is not None and job.local_learning:  # units, or the name of a partition
+    if local.get("cuts") is not None and job.local_learning:  # names of units, or of a partition
         local["cuts"] = list(prepared.cuts)
     elif isinstance(local.get("cuts"), str):
         local["cuts"] = None

@@ -173,7 +173,7 @@ def finished(
 
 
 def restarts(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the restarts of workers that the `summary.json` of a resumed run lists."""
+    """Return the earlier restarts of a resumed run's workers, from its `summary.json`."""
     found = object_in(run_dir / SUMMARY_FILE).get("restarts", [])
     listed = isinstance(found, list) and all(isinstance(each, dict) for each in found)
     return [each for each in found if "stage" in each] if listed else []
@@ -182,7 +182,8 @@ def restarts(run_dir: Path) -> list[dict[str, Any]]:
 def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: int) -> None:
     """Undo what was written into the run directory after the checkpoint at which the run resumes.
 
-    Without `start`, the run starts again at step 0. `steps` is the run's number of steps.
+    `start` is this checkpoint; None if there is none, and the run starts again at step 0. `steps`
+    is the number of steps of the whole run.
     """
     if start is None:
         log.warning("there is no checkpoint: the run starts again at step 0")

@@ -21,7 +21,7 @@ from ppll_cli.worker.sums import Sums
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The results of an evaluation of a split.
+    """The results of evaluating the model on a split.
 
     Attributes:
         result: Loss, metric and other scores of the task, by their names in `summary.json`.
@@ -100,10 +100,7 @@ def _size(run: LoadedRun, schedule: Schedule | None, batch_size: int | None) -> 
 
 
 def _microbatches(run: LoadedRun) -> int:
-    """Return the number of micro-batches of a batch under a user's schedule.
-
-    The number is read from the run's summary, because the user's class is not imported here.
-    """
+    """Read the number of micro-batches from the summary, without importing a user's schedule."""
     recorded = whole(object_in(run.run_dir / SUMMARY_FILE).get("microbatches"))
     return recorded or int(run.settings.schedule.get("microbatches") or 1)
 

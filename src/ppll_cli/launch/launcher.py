@@ -62,9 +62,9 @@ def launch(
 
     With a `fleet` (a run over several machines), start only the workers of this machine.
 
-    `on_report` is called with each report of a worker, except messages for the log, failures and
-    the last report. On machine 0, `on_report` gets the reports of all machines. After the start of
-    the workers, `on_start` is called with their pulses, from which their progress can be read. At
+    After the start of the workers, `on_start` is called with the `Pulse` of each worker, which
+    shows the worker's progress. `on_report` is called with each report of a start, of metrics, a
+    checkpoint or a restart: on machine 0 with those of all machines, on other machines never. At
     the time `until_s`, on the clock of `time.monotonic`, the launcher stops the workers as a
     SIGTERM would.
 
@@ -114,7 +114,6 @@ class _Launcher:
         self.restarts: Restarts | None = None
 
     def begin(self, seat: Seat, ends: ChannelEnds) -> None:
-        """Start a worker."""
         pulse: Pulse = forkserver.context().RawValue(Pulse)
         pulse.start_again()
         watched = Watched(seat, self._job.name(seat), pulse, ends=ends, stop=self._stop)
@@ -122,12 +121,11 @@ class _Launcher:
         self.workers.append(watched)
 
     def seen(self) -> dict[Seat, Seen]:
-        """Return all workers that this launcher knows."""
+        """Return the workers of this machine and, on machine 0, also those of other machines."""
         own: dict[Seat, Seen] = {watched.seat: watched for watched in self.workers}
         return own if self._others is None else own | self._others.away
 
     def ended(self) -> bool:
-        """Return whether the job has ended."""
         if isinstance(self._others, Follower):
             return self._others.ended is not None
         return all(each.done for each in self.seen().values())
@@ -145,7 +143,6 @@ class _Launcher:
         return ending
 
     def let_leave(self) -> None:
-        """Allow the workers to exit, and wait until they have exited."""
         for watched in self.workers:
             with suppress(OSError):  # the worker was killed after it was done
                 watched.reports.send_bytes(b"leave")
@@ -153,17 +150,17 @@ class _Launcher:
             watched.process.join(LEAVE_S)
 
     def kill(self) -> None:
-        """Kill the workers that still run."""
         for watched in self.workers:
             watched.kill()  # workers ignore other signals, and have nothing to clean up
         for watched in self.workers:
             watched.clean_up()
-        # `restarts` refers to this object, so a list of workers would keep their shared memory.
+        # This object and `restarts` refer to each other, so the garbage collector frees them late.
+        # Until then, the list would keep the workers' shared memory.
         self.workers.clear()
 
     @contextmanager
     def telling(self) -> Iterator[None]:
-        """Tell the other machines if the `with` block fails. In any case end transfers of files."""
+        """Tell the other machines if the `with` block fails. Always end transfers of files."""
         try:
             yield
         except Exception as error:
@@ -176,7 +173,7 @@ class _Launcher:
                 self._fleet.close_parcels()
 
     def tell(self, report: Report) -> None:
-        """Handle a report that a worker of this machine restarts, or continues after a restart."""
+        """Pass on a report of this machine: a worker restarts, or continues after a restart."""
         if self._fleet is not None:
             report = {**report, "machine": self._fleet.name(self._fleet.rank)}
         if self._others is None or not self._others.pass_on(report):
@@ -211,7 +208,8 @@ class _Launcher:
         if isinstance(others, Follower):
             others.report_progress(workers)
         if failures:
-            # A killed worker sends no report, so the first reports may be those of its neighbours.
+            # A killed worker sends no report, and its neighbours may report failures before its end
+            # is noticed. So wait for it.
             wait([watched.process.sentinel for watched in workers], timeout=SETTLE_S)
             failures += self._failures()
             root = cause(failures) if others is None else others.verdict(failures, self.handle)
@@ -263,14 +261,13 @@ class _Signals:
 
     @contextmanager
     def before_clean_up(self) -> Iterator[None]:
-        """Regard the time after the `with` block as the clean-up."""
+        """At the end of the `with` block, note that the clean-up begins."""
         try:
             yield
         finally:
             self._cleaning = True
 
     def handle(self, number: int, _: FrameType | None) -> None:
-        """Handle a signal."""
         if self._cleaning:
             self.late = number
         elif self._stop.value:

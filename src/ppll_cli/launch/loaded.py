@@ -44,7 +44,7 @@ class LoadedRun:
         settings: The run's settings. If `data` is another data set, `settings.data` describes it.
         step: Number of optimizer steps that trained the weights; None if unknown.
         model: The model, in evaluation mode. It maps its inputs to a prediction.
-        data: The loaded data set; it may be another one than the run's.
+        data: The loaded data set: the run's own or another one.
     """
 
     run_dir: Path
@@ -127,7 +127,7 @@ class LoadedRun:
         return inputs
 
     def _of_data(self, name: str) -> Any:
-        """Return an optional method of the data set; refuse a data set without this method."""
+        """Return the data set's optional method `name`; raise ConfigError if it is missing."""
         method = getattr(self.data.dataset, name, None)
         if method is None:
             path = self.settings.data.get("_target_")
@@ -210,7 +210,6 @@ def _weights(run_dir: Path, name: str, ema: bool) -> tuple[dict[str, Tensor], in
 def _check_fit(
     model: PlainModel, tensors: Mapping[str, Tensor], run_dir: Path, other_data: str | None
 ) -> None:
-    """Refuse weights whose names or shapes differ from the model's."""
     needed = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     there = {name: list(tensor.shape) for name, tensor in tensors.items()}
     for name in (*needed, *there):

@@ -91,7 +91,6 @@ def no_run(run_dir: Path, reason: str) -> ConfigError:
 
 
 def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
-    """Refuse a record that a later version wrote, or that was changed or damaged."""
     version = record.get("format", 1)
     if type(version) is not int or not 1 <= version <= CONFIG_FORMAT:
         problem = f"its {CONFIG_FILE} has format {version}, and this program knows {CONFIG_FORMAT}"
@@ -123,7 +122,7 @@ def check_kinds(run_dir: Path) -> None:
 
 
 def absolute(value: Any) -> Any:
-    """Return a folder's path, or a list of such paths, made absolute; other values unchanged."""
+    """Make a path, or each path in a list, absolute; return other values unchanged."""
     if isinstance(value, str):
         return os.path.abspath(os.path.expanduser(value))
     return [absolute(each) for each in value] if isinstance(value, list) else value

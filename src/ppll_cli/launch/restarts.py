@@ -160,7 +160,7 @@ class RestartLog:
         self._end(report, report["ended_s"], seconds)
 
     def _end(self, report: Report, ended_s: float, seconds: float | None = None) -> None:
-        """Record the end of the current restart of a report's worker, if there is one."""
+        """If the worker of a report is restarting, record the end of this restart."""
         for each in self._reports:
             if _seat(each) == _seat(report) and each["ended_s"] is None:
                 each.update(ended_s=ended_s, seconds=seconds)

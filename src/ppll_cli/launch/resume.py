@@ -109,8 +109,8 @@ class Recorded:
         given = []
         for override in parsed(overrides):
             key, said = override.key_or_group, text(override)
-            # The record may have a class under a key that `+` or a preset added. The options that
-            # are composed here lack this key, so an override that repeats the class needs `++`.
+            # An override may repeat a class whose key `+` or a preset added when the run was
+            # started. The options composed here lack this key, so the override needs `++`.
             repeats = key.endswith("._target_") and at(self.config, key) == override.value()
             given.append(f"++{said.lstrip('+')}" if repeats else said)
         where = [setting("hydra.run.dir", str(self.run_dir)), "hydra.output_subdir=null"]
@@ -204,7 +204,7 @@ class Recorded:
             raise refused(key, override.partition("=")[2], self.recorded_as(key), reason)
 
     def recorded_as(self, key: str) -> Any:
-        """Return the run's original option of a group, or its original value of a key."""
+        """Return what the run was started with: the option of a group, or the value of a key."""
         return self.choices.get(key, at(self.config, key))
 
 

@@ -112,7 +112,6 @@ class Run:
             raise
 
     def _execute(self, held: ExitStack, transport: Transport) -> dict[str, Any]:
-        """Execute the run. `held` keeps the lock of its directory."""
         start = None if self.before is None else checkpoint.newest(self.run_dir)
         self.prepared = self._prepare(start)
         job = self.prepared.job
@@ -173,7 +172,6 @@ class Run:
         return summary
 
     def _tell(self, error: PpllError) -> None:
-        """Log why the run ended early, unless this error has already been logged."""
         if error is not self._told:
             self._told = error
             known = self.options, self.changes, self.config, self.choices
@@ -215,10 +213,7 @@ class Run:
         return replace(prepared, job=job)
 
     def _worth_trying(self) -> str | None:
-        """Return a command that compares this run with other schedules.
-
-        Return None if no such command fits the run.
-        """
+        """Return a command to compare this run with other schedules; None if no command fits."""
         if self.fleet is not None or self._tracked().sweep or self.changes is None:
             return None
         known = self.settings, self.prepared, self.options, self.changes

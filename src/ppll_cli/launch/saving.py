@@ -72,7 +72,6 @@ class Saving:
         checkpoint.finish(job.run_dir, manifest, kept.keep, best)
 
     def _is_best(self, step: int) -> bool:
-        """Return whether the metric at this step is better than at the best checkpoint so far."""
         split = "val" if "val" in self._job.course.samples else "test"
         found = self._metrics.history(split)
         kept = checkpoint.best_step(self._job.run_dir)

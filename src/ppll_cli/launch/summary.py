@@ -36,7 +36,7 @@ def summarise(
     """Return the content of `summary.json`, as far as it is known.
 
     A new part of the run begins whenever the run is resumed. Speeds and fractions of time are
-    computed over the current part and all earlier parts with equal `parts.Conditions`.
+    computed over the current part and the earlier parts under the same `parts.Conditions`.
 
     `reports` has the last report of each worker; it is empty if the run failed or has not begun.
     `seconds` is the time since the workers began to train in the current part, including
@@ -183,7 +183,6 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the program's source; None if there is none or git fails."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None

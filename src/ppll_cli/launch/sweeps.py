@@ -1,8 +1,9 @@
 """`--multirun resume=SWEEP_DIR`: reads which jobs a sweep has, and which have begun or ended.
 
-Somebody else may have written the sweep's `sweep.json`, to make this program run their code. So if
-this file names a class from outside this project, or a setting of Hydra's launcher that may contain
-a shell command, the program uses it only if the command line gives it too. Imports no torch.
+Somebody else may have written the sweep's `sweep.json`, to make this program run their code. Two
+kinds of overrides in this file are dangerous: those that name a class from outside this project,
+and settings of Hydra's launcher that may contain a shell command. The program uses them only if the
+command line repeats them. Imports no torch.
 """
 
 import os
@@ -183,7 +184,6 @@ def _check_override(override: Override) -> None:
 
 
 def _check_launcher(overrides: Sequence[str]) -> None:
-    """Refuse recorded settings that Hydra's launcher might execute as a command."""
     for override in parsed(overrides[1:]):
         key, _, value = text(override).partition("=")
         if not is_plain(override):
@@ -291,7 +291,6 @@ def _are_overrides(texts: Any, key: str) -> bool:
 
 
 def _no_sweep(folder: Path, reason: str) -> ConfigError:
-    """Return the error for a folder that does not hold a sweep."""
     problem = f"it holds no {SWEEP_FILE} of a sweep ({reason})"
     remedy = (
         "give a sweep's folder; older versions wrote no such file: resume their runs one by one"

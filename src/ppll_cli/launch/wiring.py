@@ -22,12 +22,12 @@ AHEAD = 4
 
 @dataclass(frozen=True)
 class _Way:
-    """A channel between two workers.
+    """A connection between two workers, in one direction.
 
     Attributes:
         size: Largest size of a message in bytes.
-        channel: The channel between the stages; None for items that replica 0 of stage 0 sends to
-            another replica.
+        channel: The channel between the workers' stages. None if both workers are replicas of stage
+            0: replica 0 sends items (batches and marks) to the others.
     """
 
     source: Seat

@@ -36,7 +36,6 @@ def keep_compiled_code() -> None:
 
 
 def _can_be_made(folder: Path) -> bool:
-    """Return whether files can be created in a folder, which may not exist yet."""
     for place in (folder, *folder.parents):
         if place.exists():
             return place.is_dir() and os.access(place, os.W_OK | os.X_OK)

@@ -45,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Provide the path of a new file, which replaces the file `path` after the `with` block.
 
     The block must create the new file. The old file is replaced after the content of the new file
-    is on the disk. If this or the block fails, the new file is removed, and the old file stays.
+    is on the disk. If anything fails, the new file is removed, and the old file stays.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -101,7 +101,6 @@ def read_json(path: Path) -> Any:
 
 
 def _check_depth(value: Any) -> None:
-    """Raise ValueError for a value that is nested too deeply for recursive functions."""
     inner = [value] if isinstance(value, dict | list) else []
     for _ in range(DEEPEST_JSON):
         lists = [each.values() if isinstance(each, dict) else each for each in inner]

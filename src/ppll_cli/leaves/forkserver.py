@@ -142,10 +142,11 @@ def _end_if_stopped(ended: Event, problem: list[str]) -> None:
 def why_silent(
     answered: Callable[[float], bool], stopped: Callable[[], bool], limit_s: float
 ) -> str:
-    """Wait until another process answers; return "" then, or the reason why the wait was given up.
+    """Wait at most `limit_s` seconds until another process answers.
 
-    `answered(seconds)` waits at most so long, and returns whether the answer has come. `stopped()`
-    returns whether the other process is stopped (SIGSTOP). `limit_s` is the time limit in seconds.
+    Return "" after an answer, otherwise the reason why the wait ended. `answered(seconds)` waits at
+    most `seconds`, and returns whether the answer has come. `stopped()` returns whether the other
+    process is stopped (SIGSTOP).
     """
     waited_s = stopped_s = 0.0
     while not answered(LOOK_S):

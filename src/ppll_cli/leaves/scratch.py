@@ -38,8 +38,6 @@ _ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class _Own:
-    """A folder that this process owns."""
-
     folder: Path
     descriptor: int  # file descriptor of the open lock file
     process_id: int  # process ID of the owner; a forked child must not remove the folder

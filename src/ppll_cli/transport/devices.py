@@ -53,7 +53,7 @@ def cannot_reach(source: str, target: str) -> str | None:
 
 @contextmanager
 def cuda_ipc() -> Iterator[None]:
-    """Name the remedy in the error that is raised if CUDA IPC fails in the body of `with`."""
+    """If CUDA IPC fails inside the `with` block, raise an error that names a remedy."""
     try:
         yield
     except RuntimeError as error:

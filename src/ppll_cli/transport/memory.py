@@ -155,7 +155,6 @@ def what_is_left() -> str:
 
 
 def _room() -> float:
-    """Return how many bytes of shared memory a run may use."""
     return USED_AT_MOST * shutil.disk_usage(SHARED_MEMORY).free
 
 

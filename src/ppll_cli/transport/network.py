@@ -131,8 +131,8 @@ class _End:
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` s for a free slot or a message, and return whether there is one.
 
-        If the transfer thread has failed, raise its exception. After a lost connection, raise it
-        only when `PATIENCE_S` s have passed.
+        If the transfer thread has failed, raise its exception. If the connection was lost, raise it
+        only after `PATIENCE_S` s: until then, the launcher can learn the cause.
         """
         lost = isinstance(self._error, RuntimeError)
         if self._error is not None and monotonic() - self._failed_s > (PATIENCE_S if lost else 0):

@@ -132,7 +132,6 @@ class CudaOrder(Order):
             self._theirs.append(self._open(handle))
 
     def _open(self, handle: bytes) -> torch.cuda.Event:
-        """Open the other end's event in the context of this end's device."""
         opened: torch.cuda.Event
         try:
             opened = torch.cuda.Event.from_ipc_handle(self._device, handle)  # type: ignore[no-untyped-call]
@@ -200,5 +199,4 @@ class CudaOrder(Order):
         view.copy_(tensor, non_blocking=True)
 
     def _keep(self, tensor: Tensor, stream: torch.cuda.Stream) -> None:
-        """Prevent reuse of a tensor's memory before the stream has finished with it."""
         tensor.record_stream(stream)

@@ -89,8 +89,8 @@ class HeldChunk(Networks):
     def loss(self, micro_batch: int) -> None:
         """Compute the module's loss and its gradients with respect to the chunk's outputs.
 
-        The loss reads detached outputs, so its backward ends at them. The time of this backward
-        can be measured, and it frees the loss's graph before the backward of the units begins.
+        The loss reads detached outputs, so its backward ends at them. This backward can be timed
+        separately, and it frees the graph of the loss before the backward of the units begins.
         """
         assert self.criterion is not None
         values, batch, module = self.tensors[micro_batch].values, self.batch, self.place.module

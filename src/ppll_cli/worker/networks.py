@@ -37,7 +37,7 @@ class Networks:
     """The networks of a chunk, initialized from the run's seed.
 
     Lists of parameters are cached, because collecting them takes longer than many kernels. The
-    argument `site` describes the whole model, so it may be the `Site` of any module.
+    argument `site` describes the model; its attribute `module` is not used.
 
     Attributes:
         place: The chunk: the indices of its units, and its module.
@@ -48,7 +48,7 @@ class Networks:
         versions: The `Versions` (recent weights) of each unit whose weights the loss of an earlier
             module reads, by the unit's index in the model.
         ema: Averages of the units' weights; None if the run keeps none.
-        averaged: Whether the networks compute with these averages now.
+        averaged: Whether the units compute with the averages in `ema` now.
         average: Averages the gradients over the replicas; None if the stage has only one worker.
         squared_norm: Squared gradient norm at the last step, before clipping; a scalar on the
             device. Under local learning it is the norm of the module's gradients, otherwise of the

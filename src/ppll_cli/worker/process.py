@@ -35,8 +35,6 @@ _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|_ALLOC_FAILED")
 
 
 class _ReportHandler(logging.Handler):
-    """Sends log messages to the parent."""
-
     def __init__(self, worker_report: Callable[..., None]) -> None:
         super().__init__()
         self._report = worker_report

@@ -239,7 +239,6 @@ class Recorder:
         self._clock.free(last)
 
     def _end_trace(self) -> None:
-        """End the trace of this segment; keep it if it is the longest."""
         if self._trace is not None and self._trace.batches > self._most_traced:
             self._longest, self._most_traced = self._trace, self._trace.batches
         self._trace = None

@@ -246,7 +246,6 @@ class Reports:
 
 
 def _of_last_step(report: _Pending, measured: _Measured) -> dict[str, float]:
-    """Return the learning rate and gradient norm of the last step; an empty dict in evaluation."""
     if report.rate is None:
         return {}
     found = {"lr": report.rate}

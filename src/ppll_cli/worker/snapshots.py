@@ -200,7 +200,6 @@ class Snapshots:
 
 
 def _on(sums: Mapping[str, Sums], device: torch.device) -> dict[str, Sums]:
-    """Return sums by split, with their tensors on a device."""
     found = {}
     for split, each in sums.items():
         loss = each.loss.to(device) if isinstance(each.loss, Tensor) else each.loss
@@ -230,7 +229,6 @@ class _Buffer:
         return layout
 
     def read(self, layout: Layout) -> dict[str, Tensor]:
-        """Return copies of the tensors in the buffer."""
         return {name: view.clone() for name, view in self._views(layout).items()}
 
     def _views(self, layout: Layout) -> dict[str, Tensor]:

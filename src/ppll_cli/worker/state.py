@@ -99,7 +99,6 @@ def _transient(chunk: Networks) -> Iterator[tuple[str, nn.Module, Tensor]]:
 
 
 def _copies(chunk: Networks) -> Iterator[tuple[str, Tensor]]:
-    """Yield the averages and older versions of weights, each with its name in a checkpoint."""
     if chunk.ema is not None:
         yield from chunk.ema.saved()
     for versions in chunk.versions.values():

@@ -67,5 +67,5 @@ class Sums:
 
 
 def split_of(split: str, name: str) -> str:
-    """Return the key in `HeldChunk.sums`. `name` is a prediction's name; "" for the main one."""
+    """Return the key of a prediction in `HeldChunk.sums`; the main prediction has the name ""."""
     return f"{split}.{name}" if name else split

@@ -62,5 +62,4 @@ def saved_name(unit: str, age: int, parameter: str) -> str:
 
 
 def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies of the tensors, with the strides of the originals."""
     return {name: torch.clone(tensor) for name, tensor in tensors.items()}

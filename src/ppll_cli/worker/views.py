@@ -47,11 +47,11 @@ def unchanged(tensors: Mapping[str, Tensor], code: str) -> Iterator[None]:
 
 
 def without_aliases(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Return a unit's outputs by name, with views in place of tensors that already have a name.
+    """Return a unit's outputs by name, with a view in place of each tensor that already has a name.
 
-    Only tensors with a gradient are replaced. Tensors in `held` and earlier outputs have a name.
-    Because of the views, autograd first sums the gradients of each name, and then adds these sums.
-    Outputs that are sent to another stage have the same order of sums; another order would round
+    Tensors in `held` and earlier outputs have names. Tensors without gradients are not replaced.
+    Because of the view, autograd sums the gradients of each name first, and then adds these sums.
+    For outputs that are sent to another stage, the order is the same; another order would round
     differently.
     """
     taken, found = {id(tensor) for tensor in held}, {}

@@ -155,7 +155,6 @@ class Worker:
             self.links.pulse.started = True
 
     def _evaluates(self, item: EvaluationBatch) -> bool:
-        """Return whether this replica evaluates a batch: replicas take turns."""
         turn = item.batch // self.job.course.evaluation_batches
         return turn % self.job.replicas == self.replica
 
@@ -269,7 +268,6 @@ class Worker:
     # Reports
 
     def _counted(self) -> parts.Worker:
-        """Return the counts and times of the steady state so far."""
         totals, memory = self.recorder.totals, self.memory
         sent: Counter[str] = Counter()
         for channel, end in self.links.senders.items():
@@ -301,7 +299,6 @@ class Worker:
         self.progress.reported = step
 
     def _report_metrics(self, split: str, step: int, epoch: int, **how: Any) -> None:
-        """Begin a report on a split's batches since its last report; see `Reports.take`."""
         self._announce_wait()
         self.reports.take(split, step, epoch, **how)
 
@@ -311,6 +308,5 @@ class Worker:
             self.links.pulse.begin("waiting for the other replicas", None)
 
     def _settle(self) -> None:
-        """Wait for the device, and send all pending reports."""
         self.reports.send(wait=True)
         self.recorder.settle()

@@ -189,7 +189,6 @@ class Fleet:
         self._thread.join(2.0)
 
     def _meet_in_time(self) -> list[Machine]:
-        """Meet the other machines' launchers, and return each machine's description of itself."""
         where, place = self._where, f"{self._where.host}:{self._where.port}"
         try:
             return self._met.result(where.limit_s + 2 * LEAVING_S)
@@ -225,8 +224,8 @@ class Fleet:
         """Agree on a session with the other machines, and return each machine's description.
 
         If torchrun has restarted the launchers, the store may hold entries from before. So each
-        session has a new name. Each machine sends a random word, and waits for a welcome of machine
-        0 that repeats the word.
+        session has a new name. Each machine sends a random word, and waits until machine 0 answers
+        with a welcome that has this word.
         """
         until_s = time.monotonic() + self._where.limit_s
         self._everywhere = self._connect(is_master=self.first and not self._where.hosted)
@@ -275,7 +274,6 @@ class Fleet:
         )
 
     def _wait_for(self, key: str, until_s: float) -> bool:
-        """Wait until `until_s` for a key in the store; return whether it is there."""
         while not self._everywhere.check([key]):
             if time.monotonic() > until_s:
                 return False

@@ -167,7 +167,6 @@ def _heard(fleet: Fleet, timeout_s: float) -> Message | None:
 
 
 def _check_not_given_up(fleet: Fleet, message: Message) -> None:
-    """Raise an error if `message` shows that machine 0 has given up the job before its start."""
     if message["kind"] == "failed":
         raise read_error(message)
     if message["kind"] != "go":
@@ -215,7 +214,6 @@ def _within_reach(fleet: Fleet, message: Message, held: ExitStack) -> Message:
 
 
 def _check_weights(prepared: Prepared, message: Message) -> None:
-    """Refuse a file of weights that differs from machine 0's."""
     used, wanted = prepared.weights, message["weights_sha256"]
     if used is not None and used["sha256"] != wanted:
         problem = "is not the same file here as on machine 0: the digests differ"

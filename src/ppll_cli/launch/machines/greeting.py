@@ -1,4 +1,4 @@
-"""Reads the first messages of machines, which may come from other versions of the program.
+"""Reads each machine's first message, which another version of the program may have sent.
 
 In all versions the message is a JSON object. Its object "machine" has at least the keys "host" and
 "versions". So versions can be compared before anything else is read.
@@ -77,6 +77,5 @@ def _read_json(text: bytes) -> Any:
 
 
 def _unreadable(rank: int) -> ConfigError:
-    """Return the error which says that this version cannot read a machine's first message."""
     problem = f"this version cannot read the first message of machine {rank}"
     return ConfigError("ppll-run", __version__, problem, _REMEDY)

@@ -66,7 +66,7 @@ class Leader:
         self._waiting: dict[Seat, deque[tuple[Report, Event | None]]] = defaultdict(deque)
 
     def pass_on(self, report: Report) -> bool:
-        """Do nothing, and return False: machine 0's launcher handles its reports itself."""
+        """Return False: machine 0's launcher itself handles the report."""
         return False
 
     def handle_messages(self, handle: Callable[[Seen, Report], None]) -> Iterator[Report]:
@@ -129,7 +129,7 @@ class Leader:
         self._fleet.tell({"kind": "end of job", "signal": signal})
 
     def _arrival(self, machine: int, report: Report) -> Event | None:
-        """Return an event that is set when the file of a report is here; None without a file."""
+        """Start to receive the file of a report, if any; return the event of its arrival."""
         parcels = self._fleet.parcels.get(machine)
         if parcels is None or report["kind"] != "saved":
             return None
@@ -137,7 +137,7 @@ class Leader:
         return parcels.take(report["file"], folder)
 
     def _handle_arrived(self, seen: Seen, handle: Callable[[Seen, Report], None]) -> None:
-        """Handle a worker's reports in order, up to the first one whose file is missing."""
+        """Handle the reports of a worker in order, until one whose file has not arrived yet."""
         waiting = self._waiting[seen.seat]
         while waiting and ((there := waiting[0][1]) is None or there.is_set()):
             handle(seen, waiting.popleft()[0])
@@ -189,7 +189,7 @@ class Follower:
             self._fleet.tell({"kind": "looks", "looks": looks})
 
     def handle_messages(self, handle: Callable[[Seen, Report], None]) -> list[Report]:
-        """Check whether machine 0 has ended the job. Return an empty list of failures.
+        """Set `ended` if machine 0 has ended the job. Return an empty list: failures are raised.
 
         Raises:
             WorkerFailedError: A worker failed on some machine.
@@ -247,5 +247,4 @@ def _lost_connection(failure: Report) -> bool:
 
 
 def _raised_nothing(failure: Report) -> bool:
-    """Return whether a worker died or hangs, and so raised no exception."""
     return not failure.get("traceback")

@@ -99,7 +99,7 @@ class Parcels:
         return there
 
     def check(self) -> None:
-        """Raise RunFailedError if a transfer has failed. After that, no other transfer starts."""
+        """If a transfer has failed, raise RunFailedError. No transfer starts after a failed one."""
         if self._problem:
             raise RunFailedError(self._problem)
 
@@ -131,7 +131,6 @@ class Parcels:
         self._piece += 1
 
     def _pieces(self, store: Store) -> Iterator[bytes]:
-        """Yield the pieces of the next file. The last piece is empty."""
         piece = b"some"
         while piece:
             self._wait(store, self._piece, there=True)
