@@ -18,7 +18,7 @@ USUAL: dict[str, object] = {
     "gamma": 0.1,
     "warmup_lr": 0.01,
 }
-"""Values in the options of `optim` of keys that have no effect with some other settings."""
+"""Default of each key where it has no effect, such as `momentum` with `optim=adamw`."""
 
 Epochs = Annotated[FiniteFloat, Field(ge=0, le=1e9)]
 
@@ -70,7 +70,7 @@ class Optim(Section):
 
     @property
     def unused(self) -> dict[str, str]:
-        """Keys that have no effect, but not their usual values; and the setting that they need."""
+        """Keys with changed values but without effect, each with the setting that it needs."""
         other = "optim=sgd" if self.name == "adamw" else "optim=adamw"
         keys = dict.fromkeys(("momentum", "nesterov") if self.name == "adamw" else ["betas"], other)
         if self.schedule != "step":
@@ -154,8 +154,8 @@ class FeatureBank(Section):
     def resolved(self, first: bool) -> Self:
         """Return a copy in which defaults replace None; without a bank, return this object.
 
-        The default of `features` is "first" for super-resolution models with a long skip to the
-        head, for which the argument `first` is true, and "every" for others.
+        The argument `first` is true for super-resolution models with a long skip to the head. Their
+        default of `features` is "first"; that of all other models is "every".
         """
         if not self.enabled:
             return self

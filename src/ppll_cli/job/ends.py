@@ -68,7 +68,10 @@ class Ends:
         return found, before
 
     def specs(self, modules: Sequence[range]) -> list[dict[str, ValueSpec]]:
-        """Return, for each unit, shapes and dtypes of the tensors that exist before it runs."""
+        """Return, for each unit, shapes and dtypes of the tensors that exist before it runs.
+
+        In contrast to `before`, the outputs of exports are included.
+        """
         return [each for _, _, inside, _ in self._walk(modules) for each in inside]
 
     def cost(self, modules: Sequence[range], module: int) -> Cost:

@@ -264,7 +264,6 @@ class Console:
 
 
 def _table(columns: Mapping[str, Sequence[str]]) -> Table:
-    """Return a table of these columns. Columns of numbers are aligned to the right."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in columns:
         table.add_column(name, justify="left" if name in LEFT else "right", overflow="fold")

@@ -120,7 +120,7 @@ def few(names: Sequence[str]) -> str:
 def spelled(stage: StageFacts) -> str:
     """Return a stage's units as text, such as "embed to blocks.1, blocks.4 to blocks.5, ...".
 
-    At most two groups of consecutive units are named.
+    Only the first two groups of consecutive units are named.
     """
     runs = [few(names) for names in stage.units]
     return ", ".join(runs[:2]) + ", ..." * (len(runs) > 2)

@@ -44,7 +44,7 @@ def most(found: Iterable[Mapping[Channel, int]]) -> dict[Channel, int]:
 
 
 def _held(stage: int, stream: Iterable[Instruction]) -> dict[Channel, int]:
-    """Return, for each channel to a stage, the most slots in use at one time, at least `ahead`."""
+    """Return how many slots a stage uses at most at one time, by channel; at least `ahead`."""
     now: Counter[Channel] = Counter()
     peak: dict[Channel, int] = {}
     for instruction in stream:

@@ -156,7 +156,6 @@ class _Checker:
 
 
 def _counted(instruction: object) -> tuple[type, ...]:
-    """Return the type of an instruction; for a whole `Backward`, the types of its two halves."""
     if isinstance(instruction, do.Backward):
         return do.BackwardInput, do.BackwardWeight
     return (type(instruction),)

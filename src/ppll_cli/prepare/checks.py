@@ -120,7 +120,6 @@ def _check_streams(job: Job) -> None:
 
 
 def _in_one_line(error: PpllError) -> str:
-    """Return an error's message, with its notes, in one line."""
     head, *lines = (" ".join(line.split()) for line in str(error).splitlines())
     notes = getattr(error, "__notes__", ())
     return "; ".join([f"{head} {'; '.join(lines)}" if lines else head, *notes])

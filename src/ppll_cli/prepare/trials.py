@@ -184,8 +184,8 @@ def check_overlap(
 ) -> None:
     """Check that a unit's gradients stay equal if another forward runs before the backward.
 
-    The first arguments are those of `check_halves`. `recompute` is the setting of this name. Units
-    that refuse random values are not checked.
+    `schedule`, `units` and `before` are as for `check_halves`; `recompute` is the setting of this
+    name. Units that refuse random values are not checked.
 
     Raises:
         ConfigError: The gradients of a unit differ, or its backward pass fails.
