@@ -183,8 +183,8 @@ def _configured(
 ) -> tuple[dict[str, Any], str]:
     """Return the run's configuration with the command line's changes, and the option of `data`.
 
-    Other data are preprocessed as the run's own data were, unless the command line sets the keys of
-    `PREPROCESSING`.
+    Other data are preprocessed like the run's data: they get the run's values of the keys in
+    `PREPROCESSING`. The command line can set these keys.
 
     Raises:
         ConfigError: Hydra cannot compose the configuration, or the command line changes a key that

@@ -48,7 +48,7 @@ class Ends:
     batch: Mapping[str, ValueSpec]  # shape and dtype of each tensor of a batch
 
     def all(self, modules: Sequence[range]) -> tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]:
-        """Return what each module runs after its last unit; also return the result of `specs`.
+        """Return what each module runs after its last unit; also return what `specs` returns.
 
         Raises:
             ConfigError: The method does not fit the model, or it has an export or a `Watch` that is

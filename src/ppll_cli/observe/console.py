@@ -251,7 +251,6 @@ class Console:
         yield _table(columns)
 
     def _say(self, text: str) -> None:
-        """Print a text of any length as one line."""
         self._print(printable(text), soft_wrap=True)
 
     def _print(self, what: Table | str, soft_wrap: bool = False) -> None:

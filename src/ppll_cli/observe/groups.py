@@ -164,9 +164,9 @@ class Group:
 
     @property
     def differs(self) -> str:
-        """Settings in which this group differs from other groups, as on a command line.
+        """Settings that differ between the compared runs, as on a command line.
 
-        Settings that differ between the averaged runs of the group are left out.
+        Settings that also differ between the averaged runs of this group are left out.
         """
         return " ".join(
             f"{key}={value}" if value else key
