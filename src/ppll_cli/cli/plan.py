@@ -111,7 +111,7 @@ def _count(text: str) -> int:
 class Plan:
     """What the command line asks for: numbers of devices, and the configuration of each schedule.
 
-    `replicas` has the numbers of replicas to plan for. If it is None, the fastest number is found.
+    `replicas` has the numbers of replicas to plan for; None to find the fastest number.
     """
 
     gpus: tuple[int, ...]

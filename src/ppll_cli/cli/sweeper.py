@@ -65,7 +65,7 @@ class BasicSweeper(basic_sweeper.BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Run all jobs of a new sweep, or the incomplete jobs of a resumed sweep.
 
-        `arguments` has the command line's overrides, except those of Hydra's own keys.
+        `arguments` has the command line's overrides, without overrides of Hydra's keys.
         """
         place = str(self.config.hydra.sweep.dir)
         folder = Path(place).absolute()

@@ -23,7 +23,7 @@ _PLAIN = re.compile(r"[A-Za-z/][\w./-]*", re.ASCII)
 """
 
 _OTHERS = ("true", "false", "null", "inf", "nan")
-"""Words that Hydra reads as a number, a boolean or null, unless they are quoted."""
+"""Words that Hydra reads, without quotes, as a number, a boolean or null."""
 
 
 def command(program: str, *arguments: str) -> str:

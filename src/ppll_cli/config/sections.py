@@ -115,9 +115,9 @@ class FeatureBank(Section):
 
     Attributes:
         enabled: Whether auxiliary networks use such features.
-        features: Which features a module's auxiliary network reads. `every`: those of every earlier
-            module. `stage_ends`: those of each earlier module that ends a resolution stage. A
-            number n: those of the n modules directly before the module. `first`: the model's first
+        features: Which features a module's auxiliary network reads. `every`: features of every
+            earlier module. `stage_ends`: features of each earlier module that ends a resolution
+            stage. A number n: features of the n previous modules. `first`: the model's first
             features, the input of the long skip to the head (only for super-resolution). None: the
             task's default, see `resolved`. A record of an older run without this key means
             `every`.
@@ -154,8 +154,8 @@ class FeatureBank(Section):
     def resolved(self, first: bool) -> Self:
         """Return a copy in which defaults replace None; without a bank, return this object.
 
-        The argument `first` is true for super-resolution models with a long skip to the head. Their
-        default of `features` is "first"; that of all other models is "every".
+        The argument `first` is true for super-resolution models with a long skip to the head. For
+        them, the default of `features` is "first"; for all other models it is "every".
         """
         if not self.enabled:
             return self

@@ -147,10 +147,10 @@ class Ends:
     def _walk(
         self, modules: Sequence[range]
     ) -> Iterator[tuple[Site, Sequence[Unit], list[dict[str, ValueSpec]], dict[str, ValueSpec]]]:
-        """Yield four values for each module: its description, its exports, and two about tensors.
+        """Yield for each module: its description, its exports, and two descriptions of tensors.
 
-        The third value has the tensors that exist before each unit of the module. The fourth value
-        has the tensors that exist after its exports.
+        The first describes the tensors that exist before each unit of the module. The second
+        describes the tensors that exist after its exports.
         """
         units, specs = self.site.units, dict(self.batch)
         names = [unit.name for unit in units]

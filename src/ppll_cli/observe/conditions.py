@@ -77,7 +77,7 @@ def locality(run: FoundRun) -> Conditions:
     if isinstance(modules, list):
         cuts = [_first_unit(module) for module in modules[1:]]
     found = {
-        **_options(run, "local", {"modules", "cuts"}),  # both are replaced by the resulting cuts
+        **_options(run, "local", {"modules", "cuts"}),  # instead, the resulting cuts are compared
         **_options(run, "fba", set()),
         "cuts": cuts,
         "modules": run.get("modules"),

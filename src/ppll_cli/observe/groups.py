@@ -132,7 +132,7 @@ class Group:
     reference: "Group | None" = None
 
     def keep_common_baselines(self) -> None:
-        """Empty `bps` of all runs if one of the `averaged` runs has no baseline; likewise `lls`.
+        """Empty `bps` of all runs if one of the `averaged` runs has no baseline. Also `lls`.
 
         Otherwise, the mean speed-up would be over fewer runs than the mean speed. Runs may have
         different baselines, because older runs did not record all conditions.

@@ -156,8 +156,8 @@ def _inside(folder: Path) -> dict[Path, FoundRun]:
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
     """Return a unique name for each run: the last parts of its path.
 
-    `depths` has the smallest number of parts for each path. If `above`, names have at least one
-    part more. If names would be equal, all get more parts.
+    A name has the number of parts in `depths`; if `above` is True, one more. If names would be
+    equal, all names get more parts.
     """
     for more in count(int(above)):
         names = {

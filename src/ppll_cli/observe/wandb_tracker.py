@@ -207,7 +207,7 @@ class WandbTracker:
         """Begin a wandb run, offline if the server does not answer in time."""
         # By default, wandb reports its own errors to its server even offline. Without a network,
         # this delays the program's exit by 10 to 20 s. wandb also prints where it found the key.
-        # The two variables prevent both.
+        # The two variables prevent the reports and this message.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb

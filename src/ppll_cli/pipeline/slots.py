@@ -39,7 +39,7 @@ def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]
 
 
 def most(found: Iterable[Mapping[Channel, int]]) -> dict[Channel, int]:
-    """Return, for each channel, the largest number of slots that one of the mappings gives it."""
+    """Return, for each channel, its largest number of slots in any of the mappings."""
     return reduce(or_, map(Counter, found), Counter[Channel]())
 
 

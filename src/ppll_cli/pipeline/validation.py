@@ -81,7 +81,7 @@ class _Checker:
 
     def check(self, instruction: Checked) -> None:
         """Count the next instruction, or raise ScheduleError if the instruction is wrong here."""
-        # A subclass of `Forward` is refused too: it would be counted apart from `Forward`.
+        # A subclass of `Forward` is refused too: it would be counted separately.
         if type(instruction) not in self._allowed:
             *names, last = (kind.__name__ for kind in self._allowed)
             raise ScheduleError(

@@ -101,7 +101,7 @@ def batch_like(spec: ValueSpec, samples: int, device: torch.device) -> Tensor:
 
 @contextmanager
 def saved_storages(others: Sequence[Tensor]) -> Iterator[dict[int, int]]:
-    """Collect the storages that autograd saves in the `with` block, except those of `others`.
+    """Collect the storages that autograd saves in the `with` block, without those of `others`.
 
     During the block, the dictionary gets the size in bytes of each storage, by its address.
     """

@@ -65,7 +65,7 @@ class Prepared:
 
     @property
     def cuts(self) -> tuple[str, ...]:
-        """Name of the first unit of each module except module 0."""
+        """Names of the first units of modules 1, 2, ..."""
         job = self.job
         return tuple(job.names[module.start] for module in job.layout.modules[1:])
 
