@@ -57,7 +57,7 @@ class ScheduleError(PpllError):
 class DeadlockError(PpllError):
     """Raised when every stage of a simulated pipeline waits for another stage.
 
-    `full` has the channels in which a stage waits for a free slot.
+    `full` lists the full channels: the sender of each waits for a free slot.
     """
 
     def __init__(self, report: str, full: Sequence[Any] = ()) -> None:
@@ -114,8 +114,8 @@ class ReplayError(PpllError):
 class WorkerFailedError(PpllError):
     """Raised when a worker has failed, after all workers have been stopped (exit 1).
 
-    `report` says what failed. The key `name` identifies the worker. A report without `name` has the
-    keys `stage` and `replica` instead.
+    `report` is a mapping that says what failed. Its key `name`, or its keys `stage` and `replica`,
+    identify the worker.
     """
 
     def __init__(self, report: dict[str, Any]) -> None:
@@ -138,7 +138,7 @@ class RunFailedError(PpllError):
 
 
 class Interrupted(PpllError):  # noqa: N818 - an interruption is not an error
-    """Raised when a signal, whose number is `signal`, ended the run early."""
+    """Raised when the signal with the number `signal` ended the run early."""
 
     def __init__(self, signal: int) -> None:
         self.signal = signal

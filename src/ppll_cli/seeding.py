@@ -9,7 +9,6 @@ from hashlib import blake2b
 
 
 def _seed(purpose: str, *parts: int | str) -> int:
-    """Return a seed in [0, 2**63): a hash of the purpose and of `parts`."""
     text = "\0".join([purpose, *(str(part) for part in parts)])
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
@@ -50,10 +49,9 @@ def constructor(seed: int, group: str) -> int:
 
 
 def watching(seed: int, module: int, step: int) -> int:
-    """Return the seed for random numbers drawn when a local loss gets a later unit's weights.
+    """Return the seed for the method `see` of a local loss, which gets a later unit's weights.
 
-    `module` is the module that the loss trains. The later unit had these weights after `step`
-    optimizer steps.
+    `module` is the module that the loss trains. The weights are those after `step` optimizer steps.
     """
     return _seed("watching", seed, module, step, 0)
 

@@ -121,7 +121,7 @@ class EvaluationRequest:
         compares_data: Whether to refuse data that have changed since the run. True if the split was
             held out of the run's training set, and the user does not choose other data.
         data: The chosen option of the group `data`.
-        other_data: Equal to `data` if the keys of `data` differ from the run's; otherwise None.
+        other_data: The same option, if the settings of the data differ from the run's; else None.
         batch_size: Samples per evaluation batch; None if not given.
     """
 
@@ -183,8 +183,8 @@ def _configured(
 ) -> tuple[dict[str, Any], str]:
     """Return the run's configuration with the command line's changes, and the option of `data`.
 
-    Other data are preprocessed as the run's own data were, unless the command line sets the keys of
-    `PREPROCESSING`.
+    Other data are preprocessed like the run's data: they get the run's values of the keys in
+    `PREPROCESSING`. The command line can set these keys.
 
     Raises:
         ConfigError: Hydra cannot compose the configuration, or the command line changes a key that

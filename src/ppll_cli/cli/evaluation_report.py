@@ -224,5 +224,4 @@ def _predicted(found: Mapping[str, Any]) -> str:
 
 
 def _quoted(name: str) -> str:
-    """Return a class name for a list with commas; in quotes, as in JSON, if it needs them."""
     return name if _PLAIN.fullmatch(name) else json.dumps(name, ensure_ascii=False)

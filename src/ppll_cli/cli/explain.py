@@ -38,7 +38,7 @@ PLUGINS = {
     ("hydra/launcher", "submitit_slurm"): "hydra-submitit-launcher",
     ("hydra/sweeper", "optuna"): "hydra-optuna-sweeper",
 }
-"""The packages that bring options of Hydra's groups (see docs/sweeps.md)."""
+"""The package to install for each option of Hydra's own groups (see docs/sweeps.md)."""
 
 
 def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run") -> ConfigError:
@@ -156,15 +156,12 @@ class _Options:
 
     @property
     def places(self) -> list[Path]:
-        """The folders with options; the program's own is the first."""
         return [conf_dir(), *self.folders]
 
     def names(self, group: str) -> list[str]:
-        """Return the names of the options of a group."""
         return sorted({path.stem for at in self.places for path in (at / group).glob("*.yaml")})
 
     def with_key(self, group: str, key: str) -> list[str]:
-        """Return the options of a group that have the key `key`."""
         found = []
         for path in (path for at in self.places for path in sorted((at / group).glob("*.yaml"))):
             text = path.read_text("utf-8", errors="replace")

@@ -111,7 +111,7 @@ def _count(text: str) -> int:
 class Plan:
     """What the command line asks for: numbers of devices, and the configuration of each schedule.
 
-    `replicas` has the numbers of replicas to plan for. If it is None, the fastest number is found.
+    `replicas` has the numbers of replicas to plan for; None to find the fastest number.
     """
 
     gpus: tuple[int, ...]
@@ -158,7 +158,7 @@ class Plan:
 
 
 def _lists(overrides: Sequence[str]) -> tuple[dict[str, tuple[Any, ...]], list[str]]:
-    """Return the values of the keys that may be lists, and the other overrides."""
+    """Return the values of `gpus`, `schedule` and `replicas`, and the other overrides."""
     from ppll_cli.config.overrides import parsed, text
 
     lists: dict[str, tuple[Any, ...]] = {"gpus": GPUS, "schedule": SCHEDULES, "replicas": ()}
@@ -320,7 +320,6 @@ def _told(row: "Row") -> Iterator[str]:
 
 
 def _each(values: Sequence[float], text: Callable[[float], str]) -> str:
-    """Return the values of all stages or edges as text; if there are many, only the largest."""
     if len(values) > FEW:
         return f"<= {text(max(values))}"
     return " / ".join(map(text, values))

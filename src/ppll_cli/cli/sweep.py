@@ -43,15 +43,14 @@ def refuse(folder: Path, job: int, overrides: Sequence[str], error: str) -> None
 
 
 def _is_search(config: Any) -> bool:
-    """Return whether a sweeper chooses settings by the results of jobs."""
     is_sweep = config.mode is RunMode.MULTIRUN
     return is_sweep and "basic" not in config.runtime.choices["hydra/sweeper"]
 
 
 def direction_of(config: Any) -> str | None:
-    """Return the direction of a search, "minimize" or "maximize"; None if there is no search.
+    """Return the direction of a search, "minimize" or "maximize".
 
-    Return None also if the sweeper names no direction.
+    The result is None if there is no search, or if the sweeper names no direction.
     """
     value = OmegaConf.select(config, "sweeper.direction") if _is_search(config) else None
     name = getattr(value, "name", value)  # the plugin's schema has an enum

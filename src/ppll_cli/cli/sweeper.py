@@ -52,7 +52,7 @@ class BasicSweeper(basic_sweeper.BasicSweeper):
     launcher: Launcher
 
     def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
-        # Hydra may load its class a second time; then its own constructor fails in subclasses.
+        # Hydra may load the base class a second time, and then `super().__init__` would fail.
         self.max_batch_size, self.params = max_batch_size, params or {}
 
     @classmethod
@@ -65,7 +65,7 @@ class BasicSweeper(basic_sweeper.BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Run all jobs of a new sweep, or the incomplete jobs of a resumed sweep.
 
-        `arguments` has the command line's overrides, except those of Hydra's own keys.
+        `arguments` has the command line's overrides, without overrides of Hydra's keys.
         """
         place = str(self.config.hydra.sweep.dir)
         folder = Path(place).absolute()

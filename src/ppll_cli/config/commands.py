@@ -19,11 +19,11 @@ SEARCH_PATH = "hydra.searchpath"
 """Hydra's key for users' folders of options. Hydra searches this program's folder before them."""
 
 _PLAIN = re.compile(r"[A-Za-z/][\w./-]*", re.ASCII)
-"""Matches texts that need no quotes in Hydra's grammar. It also matches the words in `_OTHERS`,
-which need quotes."""
+"""Matches texts that Hydra reads without quotes. The words in `_OTHERS` match too, but need quotes.
+"""
 
 _OTHERS = ("true", "false", "null", "inf", "nan")
-"""Words that Hydra reads as a number, a boolean or null, unless they are quoted."""
+"""Words that Hydra reads, without quotes, as a number, a boolean or null."""
 
 
 def command(program: str, *arguments: str) -> str:

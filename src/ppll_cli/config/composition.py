@@ -70,7 +70,7 @@ def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def options_given(arguments: Sequence[str]) -> list[str]:
-    """Return those arguments of a command line that say where Hydra finds configurations.
+    """Return the arguments of a command line that say where Hydra finds configurations.
 
     An option and its value become one word, as in `--config-dir=FOLDER`.
     """

@@ -31,7 +31,7 @@ def as_typed(group: str, target: object) -> tuple[str, object]:
 
 @cache
 def _targets(group: str) -> dict[str, str]:
-    """For a group, return the dotted path of each option's class, by the option's name."""
+    """Map each option of a group to the dotted path of its class."""
     found = {}
     for path in sorted((conf_dir() / group).glob("*.yaml")):
         if match := _TARGET.search(path.read_text(encoding="utf-8")):

@@ -18,7 +18,7 @@ USUAL: dict[str, object] = {
     "gamma": 0.1,
     "warmup_lr": 0.01,
 }
-"""Values in the options of `optim` of keys that have no effect with some other settings."""
+"""Default of each key where it has no effect, such as `momentum` with `optim=adamw`."""
 
 Epochs = Annotated[FiniteFloat, Field(ge=0, le=1e9)]
 
@@ -70,7 +70,7 @@ class Optim(Section):
 
     @property
     def unused(self) -> dict[str, str]:
-        """Keys that have no effect, but not their usual values; and the setting that they need."""
+        """Keys with changed values but without effect, each with the setting that it needs."""
         other = "optim=sgd" if self.name == "adamw" else "optim=adamw"
         keys = dict.fromkeys(("momentum", "nesterov") if self.name == "adamw" else ["betas"], other)
         if self.schedule != "step":
@@ -115,9 +115,9 @@ class FeatureBank(Section):
 
     Attributes:
         enabled: Whether auxiliary networks use such features.
-        features: Which features a module's auxiliary network reads. `every`: those of every earlier
-            module. `stage_ends`: those of each earlier module that ends a resolution stage. A
-            number n: those of the n modules directly before the module. `first`: the model's first
+        features: Which features a module's auxiliary network reads. `every`: features of every
+            earlier module. `stage_ends`: features of each earlier module that ends a resolution
+            stage. A number n: features of the n previous modules. `first`: the model's first
             features, the input of the long skip to the head (only for super-resolution). None: the
             task's default, see `resolved`. A record of an older run without this key means
             `every`.
@@ -154,8 +154,8 @@ class FeatureBank(Section):
     def resolved(self, first: bool) -> Self:
         """Return a copy in which defaults replace None; without a bank, return this object.
 
-        The default of `features` is "first" for super-resolution models with a long skip to the
-        head, for which the argument `first` is true, and "every" for others.
+        The argument `first` is true for super-resolution models with a long skip to the head. For
+        them, the default of `features` is "first"; for all other models it is "every".
         """
         if not self.enabled:
             return self

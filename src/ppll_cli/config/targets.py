@@ -97,7 +97,7 @@ def require(key: str, path: object, made: object, names: tuple[str, ...], remedy
 
 
 def _is_theirs(file: str) -> bool:
-    """Return whether a source file is the user's: neither installed nor part of this program."""
+    """Return whether a source file is outside of this program and of Python's folders."""
     elsewhere = (str(Path(__file__).parents[1]), sys.prefix, sys.base_prefix)
     return os.path.isabs(file) and not any(Path(file).is_relative_to(each) for each in elsewhere)
 

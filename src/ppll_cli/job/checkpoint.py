@@ -248,7 +248,6 @@ def write_model(checkpoint: Path, path: Path, ema: bool = False) -> None:
 
 
 def _point_link(name: str, folder: Path) -> None:
-    """Make the link `name` point to a checkpoint, atomically."""
     link = folder.with_name(f"{name}.new")
     remove(link)
     link.symlink_to(folder.name)

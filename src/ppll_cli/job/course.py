@@ -59,7 +59,7 @@ Item = TrainBatch | EvaluationBatch | Mark
 
 @dataclass(frozen=True)
 class Batch:
-    """The part of the current batch that a worker computes, split into micro-batches."""
+    """A worker's share of the current batch, split into micro-batches."""
 
     sizes: Sequence[int]  # number of samples of each micro-batch of the share
     training: bool = False  # False for a batch of an evaluation

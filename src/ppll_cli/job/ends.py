@@ -48,7 +48,7 @@ class Ends:
     batch: Mapping[str, ValueSpec]  # shape and dtype of each tensor of a batch
 
     def all(self, modules: Sequence[range]) -> tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]:
-        """Return what each module runs after its last unit; also return the result of `specs`.
+        """Return what each module runs after its last unit; also return what `specs` returns.
 
         Raises:
             ConfigError: The method does not fit the model, or it has an export or a `Watch` that is
@@ -68,7 +68,10 @@ class Ends:
         return found, before
 
     def specs(self, modules: Sequence[range]) -> list[dict[str, ValueSpec]]:
-        """Return, for each unit, shapes and dtypes of the tensors that exist before it runs."""
+        """Return, for each unit, shapes and dtypes of the tensors that exist before it runs.
+
+        In contrast to `before`, the outputs of exports are included.
+        """
         return [each for _, _, inside, _ in self._walk(modules) for each in inside]
 
     def cost(self, modules: Sequence[range], module: int) -> Cost:
@@ -144,10 +147,10 @@ class Ends:
     def _walk(
         self, modules: Sequence[range]
     ) -> Iterator[tuple[Site, Sequence[Unit], list[dict[str, ValueSpec]], dict[str, ValueSpec]]]:
-        """Yield four values for each module: its description, its exports, and two about tensors.
+        """Yield for each module: its description, its exports, and two descriptions of tensors.
 
-        The third value has the tensors that exist before each unit of the module. The fourth value
-        has the tensors that exist after its exports.
+        The first describes the tensors that exist before each unit of the module. The second
+        describes the tensors that exist after its exports.
         """
         units, specs = self.site.units, dict(self.batch)
         names = [unit.name for unit in units]

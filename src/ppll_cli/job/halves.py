@@ -123,7 +123,7 @@ class _Graph:
         self._next = _walk(roots)
         self._to_inputs: set[Node] = set()
         self._weights: dict[Node, Tensor] = {}
-        # For each node: the weights that it reaches through no other node that leads to an input.
+        # For each node: its weights, on paths without a further node that leads to an input.
         self._own: dict[Node, set[Node]] = {}
         leaves, learnt = set(map(id, inputs)), set(map(id, weights))
         for node, following in self._next.items():

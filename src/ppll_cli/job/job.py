@@ -260,7 +260,7 @@ class Job:
 
         A stage can take a snapshot only after a batch or mark, not in the middle of a batch. So the
         channel keeps `snapshot_every` messages, and in addition the messages of one batch: one for
-        each micro-batch or evaluation batch. If neither stage can be restarted, it keeps none.
+        each micro-batch or evaluation batch. It keeps none if both stages are never restarted.
         """
         if not self.restartable & {channel.source, channel.target}:
             return 0

@@ -38,8 +38,8 @@ class ChannelEnds:
     """A worker's ends of channels, and its process groups.
 
     Replica 0 of stage 0 tells the stage's other replicas which item comes next. In replica 0,
-    `followers` has a sender to each other replica, by its number. In the other replicas, `leader`
-    is the receiver of these items.
+    `followers` maps the number of each other replica to a sender to this replica. In the other
+    replicas, `leader` is the receiver of these items.
     """
 
     senders: dict[Channel, Sender] = field(default_factory=dict)  # to other stages

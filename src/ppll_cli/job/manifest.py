@@ -44,7 +44,7 @@ class Manifest:
 
     step: int  # number of optimizer steps done
     epoch: int  # epoch of the last step; the first epoch is 1
-    cuts: tuple[str, ...]  # name of the first unit of each module except the first module
+    cuts: tuple[str, ...]  # names of the first units of modules 1, 2, ...
     metrics: dict[str, int | float | None]  # `Metrics.state` after the last stage saved its file
     files: tuple[SavedFile, ...]  # the stages' files
     parts: tuple[Part, ...] = ()  # parts of the run until this step (see `parts.py`)
@@ -99,7 +99,7 @@ def checked_manifest(folder: Path) -> Manifest:
 
     Raises:
         DamagedError: A file is missing, cannot be read, or does not match the manifest; or the
-            manifest itself cannot be used, as in `read_manifest`.
+            manifest cannot be used (see `read_manifest`).
         LaterFormatError: A newer version of the program wrote the manifest.
     """
     manifest = read_manifest(folder)

@@ -145,8 +145,6 @@ class FusedOptimizer:
         return _Group(indices, [*parameters], columns, counts, first)
 
     def _first_state(self, parameter: nn.Parameter) -> State:
-        """Return the state of a parameter before its first step: zeros."""
-
         def zeros() -> Tensor:
             return torch.zeros_like(parameter, requires_grad=False)
 

@@ -10,7 +10,7 @@ from ppll_cli.job.manifest import SavedFile
 from ppll_cli.observe.spans import Span
 from ppll_cli.pipeline.instructions import Instruction
 
-_ITEMS = (TrainBatch, EvaluationBatch, Version)  # marks are missing, as `Instruction` has them
+_ITEMS = (TrainBatch, EvaluationBatch, Version)  # marks are among the `Instruction` types
 
 _KINDS: dict[str, Callable[..., Any]] = {
     kind.__name__: kind for kind in (Header, *_ITEMS, *get_args(Instruction), Span, SavedFile)

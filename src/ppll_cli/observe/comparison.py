@@ -20,7 +20,7 @@ from ppll_cli.observe.groups import Group, Row, grouped
 from ppll_cli.observe.runs import find, finite
 
 NOISE = "~"
-"""Follows a number in a table if noise can explain its difference from the reference."""
+"""Sign after a number in a table: noise can explain how it differs from the compared group."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,10 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
 
 
 def _baselines(row: Row, groups: Sequence[Group], schedule: str) -> list[Group]:
-    """Return the groups with a schedule that are comparable to a run.
+    """Return the groups that have this schedule and are comparable to this run.
 
-    Completed groups come first, and fast groups before slow ones. The first group is the baseline.
+    Completed groups come first, and fast groups before slow ones. The first group is the run's
+    baseline.
     """
     local = schedule == "ll" and row.run.schedule in LOCAL
     comparable = [
@@ -110,10 +111,9 @@ def _baselines(row: Row, groups: Sequence[Group], schedule: str) -> list[Group]:
 
 
 def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
-    """Return the group with which tests for noise compare `group`; None if there is none.
+    """Return `Group.reference` of a group: its baseline with back-propagation.
 
-    This is the baseline of `group` with back-propagation. If there is none, it is the comparable
-    group with the best metric.
+    If it has no such baseline, return the comparable group with the best metric.
     """
     if group.first.bps or not group.first.conditions:
         return next(iter(group.first.bps), None)
@@ -239,11 +239,9 @@ def _on_seeds(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _size(group: Group) -> str:
-    """Return a group's number of threads, and its number of seeds if it has several, as text."""
     mean = f"mean of {group.seeds} seeds, " if group.seeds > 1 else ""
     return mean + counted(_threads(group), "thread")
 
 
 def _threads(group: Group) -> int:
-    """Return how many threads all workers of a group's run have together; unknown numbers are 1."""
     return (group.first.gpus or 1) * int(finite(group.first.run.get("threads")) or 1)

@@ -15,7 +15,7 @@ from ppll_cli.observe.conditions import method, tags
 from ppll_cli.observe.groups import Group
 
 SHORT_NAME = 8
-"""Largest length of a run name, in characters, with which a label begins."""
+"""A label begins with the run's name if this name has at most so many characters."""
 
 LONGEST = 240
 """Largest length of a label, in characters; a longer label is shortened in the middle."""
@@ -52,8 +52,8 @@ DASHES: Sequence[Any] = (
 class Drawn(NamedTuple):
     """A group as the picture shows it.
 
-    A schedule has a colour; a local method has a hatch of bars and a line style of curves. Groups
-    without local losses have the first hatch and the first line style.
+    The colour shows the schedule. The hatch of bars and the line style of curves show the local
+    method; groups without local losses have the first hatch and the first line style.
     """
 
     group: Group
@@ -114,16 +114,14 @@ def _facts(group: Group) -> dict[str, Any]:
 
 
 def _common(groups: Sequence[Group]) -> dict[str, Any]:
-    """Return the facts that are equal in all groups. A fact unknown in all groups is None."""
     first, *rest = map(_facts, groups)
     return {k: value for k, value in first.items() if all(value == other[k] for other in rest)}
 
 
 def _completed(groups: Sequence[Group]) -> str:
-    """Return the status that labels leave out: "3 completed" if each group has three runs.
+    """Return the usual status, which labels leave out: "3 completed" if each group has three runs.
 
-    If groups have different numbers of runs, labels leave out only "completed", the status of a
-    group with a single run.
+    If groups have different numbers of runs, it is "completed", the status of a single run.
     """
     sizes = {len(group.rows) for group in groups}
     most = max(sizes)

@@ -28,7 +28,7 @@ LINE_INCHES, GAP_INCHES, BAR_INCHES = 0.145, 0.1, 0.17
 CURVES_INCHES = 2.6
 
 PANEL_INCHES, CHARACTER_INCHES = 1.95, 0.066
-"""Width of a panel without its labels, and width of one character of the numbers in a panel."""
+"""Width of a panel without its labels, and width of a character in a panel."""
 
 MARK = "#333333"
 
@@ -92,10 +92,11 @@ def _places(wrapped: Sequence[str]) -> tuple[list[float], float]:
 
 
 def _panel(axes: "Axes", shown: Sequence[Drawn], places: Sequence[float], key: str) -> None:
-    """Draw one of `MEASURES` for each group, with its middle at `places` inches from the top.
+    """Draw the measure `key` of `MEASURES` for each group.
 
-    Speed and memory are drawn as bars; a bar of memory has a section for each stage. The best
-    metric is drawn as a point, on an axis that need not begin at 0.
+    `places` has the height at which each group is drawn, in inches from the top. Speed and memory
+    are drawn as bars; a bar of memory has a section for each stage. The best metric is drawn as a
+    point, on an axis that need not begin at 0.
     """
     is_memory, is_metric = key == "peak_memory_bytes", key == "best_metric"
     measure, _, _, scale, _ = MEASURES[key]
@@ -181,7 +182,6 @@ def _mean(group: Group, measure: Measure) -> list[float]:
 
 
 def _memory(row: Row) -> float | None:
-    """Return the peak memory of all stages together, in bytes; None if unknown."""
     return sum(row.stage_bytes) or None
 
 
@@ -275,7 +275,6 @@ def _curves(axes: "Axes", shown: Sequence[Drawn], comparison: Comparison) -> int
 
 
 def _no_data(axes: "Axes", text: str) -> None:
-    """Write a text into the middle of empty axes."""
     axes.set_xticks([])
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color="#666666")
 

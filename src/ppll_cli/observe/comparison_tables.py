@@ -30,7 +30,8 @@ class Measured(NamedTuple):
 
     Attributes:
         measure: Returns the value of a run.
-        head: The head of the column. `{metric}` and `{target}` stand for those of the comparison.
+        head: The head of the column, in which `{metric}` and `{target}` are placeholders for these
+            attributes of the `Comparison`.
         form: The format of numbers, which are divided by `scale`.
         with_noise: Whether cells show the deviation over the seeds, and the sign `NOISE`.
     """
@@ -77,7 +78,7 @@ GIVEN: dict[str, Callable[[Group], Any]] = {
     "name": lambda group: group.given_name,
     "tags": lambda group: tags(group.first.run),
 }
-"""`FACTS` and `GIVEN` have the other columns of CSV files: facts about runs, and users' names."""
+"""Other columns of CSV files: `FACTS` about runs, and the name and the tags that users gave."""
 
 SHOWN = ("name", "tags", "status", "schedule", "gpus", "settings")
 """The columns of `FACTS` and `GIVEN` that tables have, too."""
@@ -92,11 +93,11 @@ class Column(NamedTuple):
 
 
 def cell(group: Group, key: str, *, unit: str = "", counted: bool = True) -> str:
-    """Return a group's mean of one of `MEASURES` and, with several seeds, its deviation, as text.
+    """Return the text of a cell, such as "0.912 ± 0.003 (3)": mean, deviation and number of seeds.
 
-    The sign `NOISE` is added if noise can explain why the group differs from its baseline (for a
-    speed-up) or from its reference (for other values). If `counted`, the number of seeds follows
-    the deviation.
+    `key` is one of `MEASURES`. `counted=False` leaves out the number of seeds. The sign `NOISE` is
+    added if noise can explain why the group differs from its baseline (for a speed-up) or from its
+    reference (for other values).
     """
     measure, _, form, scale, with_noise = MEASURES[key]
     found = group.spread(measure)

@@ -31,7 +31,7 @@ DIGEST = "data.digest"
 
 OWN = {"gpus", "threads", "name", "tags"}  # keys with a column of their own
 OWN |= {"resume", "tracker", "objective", "max_minutes", "progress_limit"}
-OWN |= {"timeline"}  # this and the line before: keys that change no compared value
+OWN |= {"timeline"}  # like the keys one line above, this key changes no compared value
 OWN |= {"format", "sha256", "choices", "cuts", "data_sha256", "weights_used", "classes"}
 OWN |= {"lower_is_better"}
 """Keys of `config.json` that are not compared as settings."""
@@ -69,15 +69,15 @@ def conditions(run: FoundRun) -> Conditions:
 def locality(run: FoundRun) -> Conditions:
     """Return a run's settings of local learning.
 
-    Runs with local losses are in one group only if these settings are equal. They must also be
-    equal in a run and its baseline `ll`.
+    For runs with local losses, these settings must be equal in all runs of a group, and in a run
+    and its baseline with the schedule `ll`.
     """
     modules = run.get("per_module")
     cuts = run.configured("cuts")
     if isinstance(modules, list):
         cuts = [_first_unit(module) for module in modules[1:]]
     found = {
-        **_options(run, "local", {"modules", "cuts"}),  # both are replaced by the resulting cuts
+        **_options(run, "local", {"modules", "cuts"}),  # instead, the resulting cuts are compared
         **_options(run, "fba", set()),
         "cuts": cuts,
         "modules": run.get("modules"),
@@ -86,7 +86,10 @@ def locality(run: FoundRun) -> Conditions:
 
 
 def _known(found: Conditions) -> dict[str, Any]:
-    """Leave out unknown values, which are None; keep None for keys such as `data.eval_limit`."""
+    """Leave out unknown values, which are None.
+
+    Settings (keys with a dot, such as `data.eval_limit`) stay: for them, None is a value.
+    """
     return {key: value for key, value in found.items() if value is not None or "." in key}
 
 
@@ -171,9 +174,9 @@ def tags(run: FoundRun) -> str | None:
 
 
 def method(run: FoundRun) -> str | None:
-    """Return a run's local method as text, followed by its option of `fba` if that is not `off`.
+    """Return a run's local method as text, such as "dgl", or "dgl fba=on" if `fba` is not off.
 
-    The result is None for a run without local losses, and if the method is unknown.
+    The result is None if the run has no local losses, or if the method is unknown.
     """
     if run.schedule not in LOCAL:
         return None
@@ -241,7 +244,7 @@ def overrides(runs: Sequence[FoundRun]) -> dict[FoundRun, dict[str, str]]:
 
 
 def _has(run: FoundRun, key: str, text: str) -> bool:
-    """Return whether a run has the option or value that an override gives."""
+    """Return whether a run was configured as the override `key`=`text` says."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -273,12 +276,11 @@ def _digest(run: FoundRun) -> str | None:
 
 
 def _choice(run: FoundRun, group: str) -> Any:
-    """Return the run's option of a group; None if unknown."""
     return run.configured("choices", group) if (found := run.get(group)) is None else found
 
 
 def _choices(run: FoundRun) -> dict[str, Any]:
-    """Return the option that the run chose in each group, under its present name; {} if unknown."""
+    """Return the run's option of each group, with current names; {} if unknown."""
     found = run.configured("choices")
     return {**ADDED, **choices_now(found)} if isinstance(found, Mapping) else {}
 

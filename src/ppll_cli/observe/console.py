@@ -251,7 +251,6 @@ class Console:
         yield _table(columns)
 
     def _say(self, text: str) -> None:
-        """Print a text of any length as one line."""
         self._print(printable(text), soft_wrap=True)
 
     def _print(self, what: Table | str, soft_wrap: bool = False) -> None:
@@ -264,7 +263,6 @@ class Console:
 
 
 def _table(columns: Mapping[str, Sequence[str]]) -> Table:
-    """Return a table of these columns. Columns of numbers are aligned to the right."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in columns:
         table.add_column(name, justify="left" if name in LEFT else "right", overflow="fold")

@@ -33,8 +33,8 @@ class RunFacts:
         start: Optimizer steps done before the run was resumed; 0 for a new run.
         steps: Optimizer steps at the end of the run.
         stages: One entry for each stage or, with replicas, for each replica of a stage.
-        reference: Name of a method without training, such as bicubic enlargement. Its metric is
-            shown for comparison. None if there is none.
+        reference: Name of a method without training, such as bicubic enlargement, whose metric is
+            shown for comparison; None if there is none.
     """
 
     metric: str

@@ -29,7 +29,7 @@ class Spread(NamedTuple):
 
 
 def spread(values: Iterable[float]) -> Spread | None:
-    """Return mean and spread of values; None if there are no values."""
+    """Return mean and deviation of values; None if there are no values."""
     found = list(values)
     if not found:
         return None
@@ -132,7 +132,7 @@ class Group:
     reference: "Group | None" = None
 
     def keep_common_baselines(self) -> None:
-        """If an averaged run has no baseline, make `bps` of all runs empty; likewise for `lls`.
+        """Empty `bps` of all runs if one of the `averaged` runs has no baseline. Also `lls`.
 
         Otherwise, the mean speed-up would be over fewer runs than the mean speed. Runs may have
         different baselines, because older runs did not record all conditions.
@@ -164,9 +164,9 @@ class Group:
 
     @property
     def differs(self) -> str:
-        """Settings that differ between the compared runs, but are equal in all averaged runs.
+        """Settings that differ between the compared runs, as on a command line.
 
-        They are written as on a command line.
+        Settings that also differ between the averaged runs of this group are left out.
         """
         return " ".join(
             f"{key}={value}" if value else key
@@ -256,7 +256,6 @@ def grouped(rows: Sequence[Row]) -> list[Group]:
 
 
 def _alike(known: Mapping[int, Conditions], one: int, other: int) -> bool:
-    """Return whether two runs differ only in their seed; False if settings are unknown."""
     return one in known and other in known and not unequal(known[one], known[other])
 
 

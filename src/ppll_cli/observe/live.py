@@ -14,8 +14,8 @@ from ppll_cli.observe.facts import RunFacts, StageFacts
 from ppll_cli.observe.progress import Now, StageNow
 
 UNITS_FROM, QUEUE_FROM = 100, 64
-"""Smallest widths of a window, in characters: the first shows the column of units, the second the
-columns of queues and memory."""
+"""Smallest widths of a window, in characters: from `UNITS_FROM` on, the display has the column of
+units; from `QUEUE_FROM` on, the columns of queues and memory."""
 
 BAR, SHORTEST = 40, 8
 """Largest and smallest length of a bar, in characters."""
@@ -120,7 +120,7 @@ def few(names: Sequence[str]) -> str:
 def spelled(stage: StageFacts) -> str:
     """Return a stage's units as text, such as "embed to blocks.1, blocks.4 to blocks.5, ...".
 
-    At most two groups of consecutive units are named.
+    Only the first two groups of consecutive units are named.
     """
     runs = [few(names) for names in stage.units]
     return ", ".join(runs[:2]) + ", ..." * (len(runs) > 2)

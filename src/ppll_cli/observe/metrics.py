@@ -121,12 +121,16 @@ class Metrics:
     def go_back(
         self, step: int, state: Mapping[str, Any], evaluated: bool, incomplete: bool = False
     ) -> None:
-        """Remove all results measured after a step. Step 0 removes all results.
+        """Remove all results measured after a step; for step 0, remove all results.
 
-        Call this before the file is opened. `state` is the result of `state()` after that step. If
-        `evaluated` is False, evaluations at the step are removed too, and will be repeated. If
-        `incomplete` is True, training lines at the step come from incomplete reports and are
-        removed.
+        Call this before the file is opened.
+
+        Args:
+            step: Number of optimizer steps done.
+            state: The result of `state()` after this step.
+            evaluated: Whether to keep the evaluations at this step. If not, they are repeated.
+            incomplete: Whether the training lines at this step come from incomplete reports. Then
+                they are removed too.
         """
 
         def stays(line: Line) -> bool:

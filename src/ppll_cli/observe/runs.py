@@ -40,8 +40,8 @@ SPLITS = ("val", "test")
 def only_started(folder: Path) -> bool:
     """Return whether a folder is empty, or has only files of a run that died before training.
 
-    The result is False if the folder has a symbolic link, because a starting run makes none, and if
-    it has no log, because another program then made `.hydra`.
+    The result is False for a folder with `.hydra` but no log, because another program made this
+    `.hydra`. It is False for a folder with a symbolic link, because a starting run makes none.
     """
     paths = list(folder.iterdir())
     names = {path.name for path in paths}
@@ -154,10 +154,10 @@ def _inside(folder: Path) -> dict[Path, FoundRun]:
 
 
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
-    """Return a unique name for each run: its relative path, after some folders above it if needed.
+    """Return a unique name for each run: the last parts of its path.
 
-    `depths` has the number of parts of each relative path. If `above`, at least one folder above
-    the relative path is added to each name.
+    A name has the number of parts in `depths`; if `above` is True, one more. If names would be
+    equal, all names get more parts.
     """
     for more in count(int(above)):
         names = {
@@ -182,7 +182,7 @@ def read_run(folder: Path) -> FoundRun | None:
     choices = config.pop("choices", None)
     if isinstance(choices, Mapping):
         named = {group: name for group, name in choices.items() if isinstance(name, str)}
-        config["choices"] = named  # an option that is no text is damaged, and left out
+        config["choices"] = named  # without damaged options, which are no text
     if "choices" not in config and not {"status", "schedule"} <= {*summary}:
         return None
     lines = list(_objects(folder / METRICS_FILE))

@@ -105,7 +105,7 @@ class Tracker(Protocol):
     """Receives the progress of a run; a separate thread calls `start` first, and `end` last.
 
     A tracker is constructed from the keys of its configuration group, before the run starts. Its
-    constructor raises a ConfigError for wrong values, and neither opens nor sends anything. If a
+    constructor raises a ConfigError for wrong values; it opens nothing and sends nothing. If a
     later call raises, the user gets one warning, and the run continues without the tracker.
 
     A tracker may have an attribute `limit_s`: the seconds within which it must finish all calls
@@ -146,7 +146,7 @@ class NoTracker(Tracker):
 
 
 class Guarded:
-    """Wraps a tracker, so that it can neither stop a run nor delay it for long.
+    """Protects a run from its tracker, whose errors and delays must not stop the run.
 
     A thread executes the calls. The caller waits only for the first and the last one, within time
     limits. After an exception the tracker gets no more calls.
@@ -254,7 +254,7 @@ def line_scalars(line: Mapping[str, Any]) -> dict[str, float]:
 def stage_scalars(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return each stage's numbers, by keys such as `stage_0/compute_fraction`, and the bubble.
 
-    Replicas other than replica 0 have keys such as `stage_0_replica_1/...`. The bubble's key is
+    With replicas, the keys of replica 1 begin with `stage_0_replica_1/`. The bubble's key is
     `pipeline/bubble_fraction`; it is missing if the time that a stage waited is unknown.
     """
     found = {

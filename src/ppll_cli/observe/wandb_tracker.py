@@ -67,8 +67,8 @@ class WandbTracker:
 
     Args:
         entity: User or team of wandb; None for the account's default.
-        mode: Mode of wandb. None means disabled if `WANDB_DISABLED` is set. If it is not set, None
-            means online with a key, and offline without one.
+        mode: Mode of wandb. None: disabled if the variable `WANDB_DISABLED` is set, else online if
+            there is a key, else offline.
         name: Name of the wandb run; None for the user's name of the run, or a description of it.
         group: Group of the wandb run; None for the name of the sweep, if there is one.
         dir: Folder for wandb's files; None for the run directory.
@@ -207,7 +207,7 @@ class WandbTracker:
         """Begin a wandb run, offline if the server does not answer in time."""
         # By default, wandb reports its own errors to its server even offline. Without a network,
         # this delays the program's exit by 10 to 20 s. wandb also prints where it found the key.
-        # The two variables prevent both.
+        # The two variables prevent the reports and this message.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb

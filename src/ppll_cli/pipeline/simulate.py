@@ -183,7 +183,6 @@ def _wait(stage: _Stage, channel: Callable[[Channel], _Channel]) -> tuple[str, C
 
 
 def _deadlock(stages: Sequence[_Stage], channel: Callable[[Channel], _Channel]) -> DeadlockError:
-    """Return an error that describes each stage's pending instruction and what it waits for."""
     lines, full = ["the stages wait for each other:"], []
     for stage in stages:
         waits = "done"

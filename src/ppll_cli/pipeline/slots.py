@@ -39,12 +39,12 @@ def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]
 
 
 def most(found: Iterable[Mapping[Channel, int]]) -> dict[Channel, int]:
-    """Return, for each channel, the largest number of slots that one of the mappings gives it."""
+    """Return, for each channel, its largest number of slots in any of the mappings."""
     return reduce(or_, map(Counter, found), Counter[Channel]())
 
 
 def _held(stage: int, stream: Iterable[Instruction]) -> dict[Channel, int]:
-    """Return, for each channel to a stage, the most slots in use at one time, at least `ahead`."""
+    """Return how many slots a stage uses at most at one time, by channel; at least `ahead`."""
     now: Counter[Channel] = Counter()
     peak: dict[Channel, int] = {}
     for instruction in stream:

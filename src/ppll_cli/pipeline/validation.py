@@ -81,7 +81,7 @@ class _Checker:
 
     def check(self, instruction: Checked) -> None:
         """Count the next instruction, or raise ScheduleError if the instruction is wrong here."""
-        # A subclass of `Forward` is refused too: it would be counted apart from `Forward`.
+        # A subclass of `Forward` is refused too: it would be counted separately.
         if type(instruction) not in self._allowed:
             *names, last = (kind.__name__ for kind in self._allowed)
             raise ScheduleError(
@@ -156,7 +156,6 @@ class _Checker:
 
 
 def _counted(instruction: object) -> tuple[type, ...]:
-    """Return the type of an instruction; for a whole `Backward`, the types of its two halves."""
     if isinstance(instruction, do.Backward):
         return do.BackwardInput, do.BackwardWeight
     return (type(instruction),)

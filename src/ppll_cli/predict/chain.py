@@ -150,7 +150,7 @@ class Chain:
     def saved_bytes(self) -> list[Saved]:
         """Run the forward passes, and return the bytes that each unit leaves in memory.
 
-        These bytes are the unit's outputs and the tensors that autograd saves, except parameters,
+        These bytes are the unit's outputs and the tensors that autograd saves, without parameters,
         buffers and inputs. A storage that several tensors share counts only one time. With
         recomputation, only outputs stay in memory.
         """

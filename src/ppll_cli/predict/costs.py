@@ -86,8 +86,7 @@ def with_copies(job: Job, stage: int, profile: Source, sizes: Sequence[int], tim
     """Return a stage's `times` plus the seconds of the copies that restarts of workers require.
 
     If a channel keeps messages for a restart, the receiving stage copies each message. The time of
-    a snapshot is divided by the number of batches between two snapshots. This time per batch is
-    then divided equally among the stage's optimizer steps.
+    a snapshot is spread evenly over the stage's optimizer steps between two snapshots.
     """
     own = dict(times)
     for instruction in job.training(stage, len(sizes)):
@@ -155,7 +154,7 @@ def message_bytes(job: Job, stage: int, instruction: Instruction, sizes: Sequenc
 
 
 def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
-    """Return, for each bucket of gradients, after which fraction of the backward pass it is full.
+    """Return the fraction of the backward pass after which each bucket of gradients is full.
 
     Replicas average a chunk's gradients in buckets (`transport/averages.py`). The estimate assumes
     that all buckets but the last have the same size, and ignores the forward pass of the loss.

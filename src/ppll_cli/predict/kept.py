@@ -65,7 +65,6 @@ class Kept:
 
 
 def _records(path: Path) -> dict[str, Record]:
-    """Return the records of a file; raise ValueError if it is damaged."""
     found = read_json(path)
     if not isinstance(found, dict):
         raise ValueError("it holds no JSON object")

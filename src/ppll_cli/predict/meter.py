@@ -28,7 +28,7 @@ LIMIT_S = 1800.0
 """Largest number of seconds for a request, which may include compiling."""
 
 START_S = 300.0
-"""Seconds that a neighbour may take until it has made its first training step."""
+"""Seconds that a process of `neighbours` may take until it has made its first training step."""
 
 Found = TypeVar("Found")
 P = ParamSpec("P")
@@ -93,7 +93,7 @@ class Meter:
         return answer
 
     def close(self) -> None:
-        """End the process. The next request starts a new one."""
+        """End the measuring process. The next request starts a new process."""
         if self._child is not None:
             self._child.close()
         self._child = None

@@ -13,10 +13,8 @@ from ppll_cli.pipeline.simulate import Cost, Event, Journeys, at_once, peak_live
 
 FILLED = 2
 """Number of batches after which the simulated pipeline is in its steady state, if transfers take no
-time. Then as many batches again are simulated, and their mean time is the result. From the third
-batch on, one batch ends every T seconds, whatever times the instructions take. If channels have at
-least two slots, T is the time that the slowest stage needs for a batch. If the pipeline is drained
-after each batch, T is the time that a batch needs to pass all stages.
+time: from the third batch on, batches end at equal intervals. Then two further batches are
+simulated, and their mean time is the result.
 """
 
 Times = dict[Instruction, float]
@@ -126,7 +124,8 @@ def _integral_of_others(
 ) -> Callable[[float], float]:
     """Return a function of a time t: the integral, from 0 to t, of the number of other workers.
 
-    At any time, it is the number of workers that compute on a machine, minus 1, at most `limit`.
+    The number of other workers is the number of workers that compute on a machine at that time,
+    minus 1; it is at most `limit`.
     `pieces` has, for each stage, the intervals in which its instructions run, in [0, `period_s`].
     `workers` has, for each stage, the number of its workers on the machine.
     """

@@ -110,7 +110,7 @@ class Profile:
     def close(self) -> None:
         """Write new times to the cache, and end the measuring process.
 
-        The next measurement starts a new one.
+        The next measurement starts a new process.
         """
         self.save()
         self.meter.close()

@@ -84,8 +84,7 @@ def time_loss(
 def time_copy(size: int, source: str, target: str, by_host: bool) -> float:
     """Return the seconds that the ring transport needs to copy `size` bytes to another device.
 
-    If `by_host` is True, the copy goes through pinned host memory. The result is then the time of
-    both copies.
+    If `by_host` is True, the result is the time of two copies: to pinned host memory, and from it.
     """
     here, there = torch.device(source), torch.device(target)
     sent = torch.ones(size, dtype=torch.uint8, device=here)

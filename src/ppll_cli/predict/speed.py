@@ -93,7 +93,7 @@ def predict(
 
     `neighbours` is the largest number of other workers that compute on a worker's CPU at the same
     time. If it is given, all workers are assumed to be on one machine. If it is None,
-    `neighbours_of` gives the number, and the workers are on the machines that `job` says.
+    `neighbours_of` computes the number, and the workers are on the machines that `job` names.
     """
     sizes = job.microbatches(job.course.batch_size)
     others = neighbours_of(job) if neighbours is None else neighbours

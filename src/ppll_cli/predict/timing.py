@@ -19,8 +19,8 @@ WARMUP, REPETITIONS, BUDGET_S = 2, 12, 4.0
 At least three steps are timed."""
 
 LEAST_SHARE = 0.5
-"""If the measuring thread runs for a smaller share of the time, other programs use its core. The
-threads then wait for one another, and a step may take a thousand times too long."""
+"""Smallest share of the time in which the measuring thread must run. If its share is smaller, other
+programs use its core, and a measured step may take a thousand times too long."""
 
 DISTURBED: list[float] = []
 """The measuring thread's share, for each measurement that other programs disturbed in this process.
@@ -68,8 +68,8 @@ def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]
 
     On CUDA the first steps load kernels, choose algorithms and fill the allocator's cache. Some
     later steps are slow too, because memory is allocated, or other processes use the CPU's caches.
-    A run has such steps too, so the minimum would be too low. If other programs disturbed most
-    steps, this is recorded in `DISTURBED`.
+    The result is the median, not the minimum, because a run has such slow steps too. If other
+    programs disturbed most steps, this is recorded in `DISTURBED`.
     """
     least_s = CUDA_WARMUP_S if device.type == "cuda" else 0.0
     started_s, steps = perf_counter(), 0
@@ -101,7 +101,7 @@ def batch_like(spec: ValueSpec, samples: int, device: torch.device) -> Tensor:
 
 @contextmanager
 def saved_storages(others: Sequence[Tensor]) -> Iterator[dict[int, int]]:
-    """Collect the storages that autograd saves in the `with` block, except those of `others`.
+    """Collect the storages that autograd saves in the `with` block, without those of `others`.
 
     During the block, the dictionary gets the size in bytes of each storage, by its address.
     """

@@ -120,7 +120,6 @@ def _check_streams(job: Job) -> None:
 
 
 def _in_one_line(error: PpllError) -> str:
-    """Return an error's message, with its notes, in one line."""
     head, *lines = (" ".join(line.split()) for line in str(error).splitlines())
     notes = getattr(error, "__notes__", ())
     return "; ".join([f"{head} {'; '.join(lines)}" if lines else head, *notes])
@@ -216,7 +215,8 @@ def _check_inputs(job: Job, subject: Subject) -> None:
 def check_batch_norm(job: Job, units: Sequence[Cost], auxiliary: Sequence[Cost]) -> None:
     """Refuse to train BatchNorm on a single value per channel, which torch cannot do.
 
-    With synchronised BatchNorm, also refuse replicas with different numbers of micro-batches.
+    With synchronised BatchNorm, replicas wait for each other in each micro-batch. So this function
+    then refuses a batch that they would split into different numbers of micro-batches.
     """
     if job.settings.sync_batchnorm and job.replicas > 1:
         _check_equal_counts(job)
@@ -238,10 +238,6 @@ def check_batch_norm(job: Job, units: Sequence[Cost], auxiliary: Sequence[Cost])
 
 
 def _check_equal_counts(job: Job) -> None:
-    """Refuse batches that replicas would split into different numbers of micro-batches.
-
-    With synchronised BatchNorm, replicas wait for each other in each micro-batch.
-    """
     for samples in {*job.course.batch_sizes()}:
         counts = {len(job.microbatches(samples, replica)) for replica in range(job.replicas)}
         if len(counts) > 1:

@@ -96,7 +96,6 @@ def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weight
 
     @cache
     def copy(stop: int) -> float:
-        """Return the seconds in which the inputs of unit `stop` are copied to its stage."""
         specs, reads = profile.ends.before[stop], profile.ends.site.units[stop].reads
         return profile.copy(profile.setup.samples * bytes_of(specs[name] for name in reads))
 

@@ -28,7 +28,7 @@ class LoadedData:
 
     Attributes:
         input_spec: Describes the tensors of training batches that the model reads.
-        form: Shapes of evaluation batches; None if they equal those of training batches.
+        form: Shapes of evaluation batches; None if training batches have the same shapes.
     """
 
     dataset: Dataset

@@ -65,7 +65,7 @@ class Prepared:
 
     @property
     def cuts(self) -> tuple[str, ...]:
-        """Name of the first unit of each module except module 0."""
+        """Names of the first units of modules 1, 2, ..."""
         job = self.job
         return tuple(job.names[module.start] for module in job.layout.modules[1:])
 
@@ -192,7 +192,6 @@ def _routes(
 
 
 def _reads_bank(end: ModuleEnd) -> bool:
-    """Return whether a module's auxiliary network reads features of other modules."""
     criterion = end.follows[-1]
     return isinstance(criterion, Criterion) and len(criterion.features) > 1
 
@@ -207,7 +206,6 @@ def _specs(
 
 
 def _stages_are_modules(settings: Settings, schedule: Schedule) -> bool:
-    """Return whether each stage of the partition is a module."""
     return schedule.local and not settings.fixes_modules
 
 

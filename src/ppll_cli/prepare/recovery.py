@@ -28,8 +28,8 @@ def recovering(job: Job, subject: Subject, notes: list[str], machine: int) -> Jo
     """Return the job, with `snapshot_every` set if failed workers are to be restarted alone.
 
     It is set if the options of the group `recover` ask for restarts, the job allows restarts, and
-    this machine, number `machine`, has enough shared memory. Notes for the user are
-    appended to `notes`.
+    this machine has enough shared memory. `machine` is its number. Notes for the user are appended
+    to `notes`.
 
     Raises:
         ConfigError: The run has `recover=stage`, but its workers cannot be restarted alone, or

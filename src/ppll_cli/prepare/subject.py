@@ -102,7 +102,7 @@ class Subject:
     def partitions(self) -> Mapping[str, Sequence[str]]:
         """The model's own partitions, by name.
 
-        A partition lists, for each module except module 0, the name of the module's first unit.
+        A partition lists the names of the first units of modules 1, 2, ...
         """
         named: Mapping[str, Sequence[str]] = getattr(self.model, "partitions", {})
         return named

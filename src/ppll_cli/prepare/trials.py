@@ -13,6 +13,8 @@ There are five tests, for errors that tracing does not find:
   may be wrong if a forward changes weights or buffers in place that the backward reads.
 - Replicas. They average a gradient as soon as it is complete. An average may be wrong if a
   backward adds to the gradient of a parameter more than once.
+
+Equal units are tested only once.
 """
 
 from collections import Counter
@@ -150,8 +152,8 @@ def check_halves(
 ) -> None:
     """Check that a backward pass in two halves computes the same gradients as an undivided one.
 
-    Of equal units, only one is tested. `schedule` is the key and the value by which the user chose
-    the schedule. `before` has, for each unit, the tensors that exist before the unit runs.
+    `schedule` is the key and the value by which the user chose the schedule. `before` has, for each
+    unit, the tensors that exist before the unit runs.
 
     Raises:
         ConfigError: The gradients of a unit differ, or its backward pass fails.
@@ -164,8 +166,7 @@ def check_halves(
 def check_recompute(units: Sequence[Unit], before: Sequence[_Specs]) -> None:
     """Check that a unit's gradients stay equal if its forward pass runs twice.
 
-    Of equal units, only one is tested. `before` has, for each unit, the tensors that exist before
-    the unit runs.
+    `before` has, for each unit, the tensors that exist before the unit runs.
 
     Raises:
         ConfigError: The gradients of a unit differ, or its backward pass fails.
@@ -184,8 +185,8 @@ def check_overlap(
 ) -> None:
     """Check that a unit's gradients stay equal if another forward runs before the backward.
 
-    The first arguments are those of `check_halves`. `recompute` is the setting of this name. Units
-    that refuse random values are not checked.
+    `schedule`, `units` and `before` are as for `check_halves`; `recompute` is the setting of this
+    name. Units that refuse random values are not checked.
 
     Raises:
         ConfigError: The gradients of a unit differ, or its backward pass fails.
@@ -201,8 +202,8 @@ def check_overlap(
 def check_averages(replicas: int, units: Sequence[Unit], before: Sequence[_Specs]) -> None:
     """Check that a unit's backward pass adds to the gradient of each parameter only once.
 
-    Of equal units, only one is tested. `before` has, for each unit, the tensors that exist before
-    the unit runs. Units that refuse random values are not checked.
+    `before` has, for each unit, the tensors that exist before the unit runs. Units that refuse
+    random values are not checked.
 
     Raises:
         ConfigError: The backward pass of a unit adds to a gradient more than once.
@@ -256,7 +257,8 @@ def _agrees(way: _Way, unit: Unit, inputs: Sequence[Tensor], expected: _Gradient
     """Return whether `way` computes the gradients `expected`, which `_whole` has computed.
 
     Some operations of torch, such as the backward of `table[index]`, add numbers in another order
-    at each call if they use several threads. So different gradients are computed again, on one.
+    at each call if they use several threads. So different gradients are computed again on a single
+    thread.
     """
     if _same(expected, _gradients(unit, inputs, way)):
         return True

@@ -65,10 +65,6 @@ class Interleaved(Schedule):
 
 
 def _rounds(place: Place) -> list[range]:
-    """Split M micro-batches into rounds of about the same size.
-
-    With K stages, a round has K to 2K - 1 micro-batches. If M < K, there is one round.
-    """
     count = max(1, place.microbatches // place.stages)
     size, larger = divmod(place.microbatches, count)
     starts = [number * size + min(number, larger) for number in range(count + 1)]

@@ -16,7 +16,7 @@ class PPLL(Schedule):
         stage 2 | .  .  F0 B0 S  F1 B1 S  F2 B2 S  F3 B3 S
 
     A stage trains its modules one after another, so that it keeps the activations of only one
-    module at a time. It sends outputs before the loss, so that the next stage starts early.
+    module at a time. It sends outputs before it computes the loss: the next stage starts early.
     """
 
     local = True
