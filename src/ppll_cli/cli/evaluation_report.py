@@ -178,8 +178,8 @@ def _summary(found: Evaluated, run: LoadedRun, ema: bool) -> str:
 def _table(kind: str, entries: Sequence[Mapping[str, Any]], task: Task) -> "Table":
     """Return a table with a row for each entry.
 
-    If there are more than `MOST_ROWS` entries, the table has the `MOST_ROWS` with the worst metric.
-    `kind`, such as "class", is the key of an entry's name.
+    If there are more than `MOST_ROWS` entries, the table has only the `MOST_ROWS` entries with the
+    worst metric. `kind` is for example "class"; then `entry["class"]` is the name of an entry.
     """
     from rich.table import Table
 

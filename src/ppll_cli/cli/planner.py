@@ -231,7 +231,10 @@ class Planner:
         )
 
     def _try_units(self, job: Job) -> None:
-        """Refuse units that a run would refuse. Each set of trials is made only once."""
+        """Try the units of a job as a run does, and refuse those that a run would refuse.
+
+        If an earlier job needed the same trials, use their result.
+        """
         trials = trials_of(job)
         if trials not in self._tried:
             self._tried[trials] = None

@@ -100,7 +100,7 @@ def own_choices(choices: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def check_choices(choices: Mapping[str, str]) -> None:
-    """Refuse a configuration in which a group of `GROUPS` has no option."""
+    """Refuse a configuration if no option is chosen for one of the `GROUPS`."""
     for group in GROUPS:
         if group not in choices:
             problem = f"~{group} removes a group that every run needs"

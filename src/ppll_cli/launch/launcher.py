@@ -261,7 +261,7 @@ class _Signals:
 
     @contextmanager
     def before_clean_up(self) -> Iterator[None]:
-        """At the end of the `with` block, note that the clean-up begins."""
+        """Make `handle` treat signals after the `with` block as signals during the clean-up."""
         try:
             yield
         finally:

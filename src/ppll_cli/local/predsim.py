@@ -23,7 +23,7 @@ class PredSim(LocalMethod):
     compares all pairs of samples in a batch. It is the mean squared difference between the
     `similarities` of the samples' features, after a 3x3 convolution, and the `similarities` of the
     samples' labels. The loss is (1 - similarity) * prediction loss + similarity * similarity loss.
-    If images are mixed in pairs, an image's label is its vector of class shares (our choice).
+    With mixup or CutMix, an image's label is its vector of class shares (our choice).
 
     Details follow the paper's code (github.com/anokland/local-loss), with two exceptions: the
     Linear layer begins with torch's initial weights instead of zeros, and maps of odd height or

@@ -1,4 +1,4 @@
-"""Writes a comparison as tables: for a window of any width, in Markdown, and as CSV."""
+"""Writes a comparison as a table: as text for a terminal of any width, as Markdown, or as CSV."""
 
 import csv
 import io

@@ -169,6 +169,6 @@ class Ticker(Thread):
             pause_s = max(self._every_s, 100 * (time.thread_time() - before_s))
 
     def stop(self) -> None:
-        """Wait for a call in progress, and end the thread."""
+        """End the thread. If it is just calling the function, wait until this call returns."""
         self._stopped.set()
         self.join()

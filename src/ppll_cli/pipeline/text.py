@@ -20,10 +20,10 @@ LETTERS = {Forward: "F", Backward: "B", BackwardInput: "B", BackwardWeight: "W",
 def show(rows: Sequence[Iterable[tuple[Instruction, float]]]) -> str:
     """Draw the instructions of all stages on a common time axis.
 
-    The number after a letter counts the instructions of this kind and chunk, from 0. If a stage has
-    several chunks, a second letter names the chunk: `F2b` is the third forward of chunk b.
+    `F2` is the third forward pass (numbers begin at 0). If a stage has several chunks, a second
+    letter names the chunk: `F2b` is the third forward pass of chunk b.
 
-    Each row has pairs of an instruction and the tick (a whole number) of its start.
+    `rows` has, for each stage, pairs of an instruction and the tick (a whole number) of its start.
     """
     tables = [dict(_cells(row)) for row in rows]
     ticks = 1 + max((tick for table in tables for tick in table), default=0)

@@ -76,9 +76,9 @@ class Carriers:
         return (apart and self._interconnect.between) or self._interconnect.within
 
     def size(self, source: int, target: int, size: int) -> int:
-        """Return how many bytes two stages send for `size` bytes of float32 tensors.
+        """Return how many bytes travel from stage to stage for `size` bytes of float32 tensors.
 
-        The option `bf16` halves the bytes between machines.
+        With `bf16`, only half as many bytes travel between machines.
         """
         return size // 2 if self._interconnect.bf16 and self.crosses(source, target) else size
 

@@ -168,12 +168,12 @@ class Profile:
 
     @property
     def step_s(self) -> float:
-        """Seconds of the optimizer's step for one parameter."""
+        """Seconds of the optimizer's step for each trained number (element of a parameter)."""
         return self._of_units("parameter")["step_s"]
 
     @property
     def parameter_bytes(self) -> float:
-        """Bytes of a trained parameter with its gradient and its optimizer state."""
+        """Bytes for each trained number (element of a parameter), with gradient and optimizer state."""
         return self._of_units("parameter")["bytes"]
 
     @cached_property

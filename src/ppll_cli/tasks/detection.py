@@ -141,9 +141,9 @@ class Detection:
         return sums / found.sum(dim=1).clamp(min=1)
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
-        """Return a row for each picture, true box and detection, float64 [n, 8]; none in training.
+        """Return rows, float64 [n, 8]: one for each picture, each true box and each detection.
 
-        The module `ppll_cli.tasks.precision` defines the rows.
+        `ppll_cli/tasks/precision.py` defines their columns. In training, return no rows.
         """
         if training:
             return prediction.new_empty(0, COLUMNS, dtype=torch.float64)

@@ -50,7 +50,8 @@ class Moment:
 def let_default_stream_wait(device: torch.device) -> None:
     """Make a CUDA device's default stream wait for the work queued on the current stream.
 
-    A queue's feeder thread records its events on the default stream.
+    This is needed before a CUDA tensor is put into a queue of `multiprocessing`, because the thread
+    that pickles the tensor records its event on the default stream.
     """
     if device.type == "cuda":
         current = torch.cuda.current_stream(device)

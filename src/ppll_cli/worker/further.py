@@ -126,7 +126,7 @@ class Norms:
 
     @property
     def vector(self) -> Tensor:
-        """The vector, float64 [units]; an element is zero until it is written."""
+        """The squared norms, float64 [units]; zero for units whose norm is not written yet."""
         if self._vector is None:
             self._vector = torch.zeros(self._units, dtype=torch.float64, device=self._device)
         return self._vector

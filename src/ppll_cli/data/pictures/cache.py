@@ -1,6 +1,7 @@
 """Decodes pictures only once: keeps their pixels in files, and maps these files into memory.
 
-Legend: H height, W width (pixels of the large picture), s scale.
+Legend: a picture of H x W pixels (height x width) is the target of super-resolution; the input is
+s times smaller (its scale).
 """
 
 import json

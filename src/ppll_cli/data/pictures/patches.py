@@ -109,7 +109,7 @@ def _turned(patch: Bytes, turn: int) -> Bytes:
 
 
 def _counted(span: Span, side: int, scale: int, border: int) -> tuple[int, int]:
-    """Return start and stop of the evaluated pixels along one side of a large tile.
+    """Return start and stop of the evaluated pixels along one side of a tile of the large picture.
 
     They are counted from the tile's first pixel. A border of the large picture, `border` pixels
     wide, is not evaluated. `span` is the range of the tile and `side` the length of the picture's
