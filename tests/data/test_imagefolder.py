@@ -13,7 +13,15 @@ from ppll_cli.data import identity
 from ppll_cli.data.imagefolder import ImageFolder
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import IMAGE
-from tests.data.class_pictures import both, broken, cut_off, listed, plain, write_classes
+from tests.data.class_pictures import (
+    both,
+    broken,
+    cut_off,
+    linked,
+    listed,
+    plain,
+    write_classes,
+)
 from tests.data.picture_files import picture
 
 Options = Callable[..., dict[str, Any]]
@@ -226,6 +234,10 @@ WRONG: list[tuple[Callable[[Path], object], str]] = [
     (
         lambda root: listed(root, "train/a/000.png,a\ntrain/a/000.png,b\n"),
         "train/a/000.png: is in class a and in class b; keep it in only one",
+    ),
+    (
+        lambda root: linked(root, "train/a/000.png", "test/a/other name.png"),
+        "test/a/other name.png: is in train and in test; keep it in only one",
     ),
     (
         lambda root: [(root / f"{name}.csv").write_text("") for name in "ab"],
