@@ -117,6 +117,28 @@ def test_val_fraction_makes_the_test_set_if_there_is_no_other(
     assert test[:2] == colours(make(val_fraction=0.3, eval_limit=2), "test")
 
 
+@pytest.mark.parametrize(
+    ("rare", "line"),
+    [
+        (0, ""),
+        (1, "data.val_fraction=0.5 holds out all pictures of the class r0: the model cannot"),
+        (2, "all pictures of the class r0, and of 1 more: the model cannot learn it; give a sm"),
+    ],
+)
+def test_a_class_that_is_wholly_held_out_is_named(
+    make: Callable[..., ImageFolder],
+    root: Path,
+    caplog: pytest.LogCaptureFixture,
+    rare: int,
+    line: str,
+) -> None:
+    """Earlier, the run was trained without the class, and tested on it, and nothing said so."""
+    write_classes(root, {"a": range(7), "b": range(7)} | {f"r{n}": [100 + n] for n in range(rare)})
+    dataset = make(val_fraction=0.5)
+    dataset.prepare()
+    assert (line in caplog.text) if line else not caplog.text
+
+
 def test_eval_limit_keeps_pictures_of_all_classes(
     make: Callable[..., ImageFolder], root: Path
 ) -> None:

@@ -121,9 +121,19 @@ class LabelledPictures(Classified):
     def prepare(self) -> None:
         """Check that no picture is in two splits or two classes, and decode all pictures.
 
-        If loaders decode the pictures during training, decode only some of them, as a test.
+        If loaders decode the pictures during training, decode only some of them, as a test. Log a
+        warning if `val_fraction` holds out all pictures of a class.
         """
         self._check_apart()
+        lacking = np.setdiff1d(np.arange(self.class_count), self._splits["train"].labels)
+        if len(lacking):
+            log.warning(
+                "data.val_fraction=%g holds out all pictures of the class %s%s: the model cannot "
+                "learn it; give a smaller fraction, or add pictures",
+                self.val_fraction,
+                self.class_names[lacking[0]],
+                f", and of {len(lacking) - 1} more" if len(lacking) > 1 else "",
+            )
         if self.resident:
             self.load()
         else:
