@@ -39,12 +39,6 @@ def listed(root: Path, text: str, part: str = "train") -> None:
     (root / f"{part}.csv").write_text(text)
 
 
-def linked(root: Path, path: str, link: str) -> None:
-    """Write two classes, and a symbolic link to one of the pictures."""
-    both(root)
-    (root / link).symlink_to(root / path)
-
-
 def cut_off(root: Path) -> None:
     """Write two classes, and a picture whose file ends in its middle."""
     both(root)

@@ -13,15 +13,7 @@ from ppll_cli.data import identity
 from ppll_cli.data.imagefolder import ImageFolder
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import IMAGE
-from tests.data.class_pictures import (
-    both,
-    broken,
-    cut_off,
-    linked,
-    listed,
-    plain,
-    write_classes,
-)
+from tests.data.class_pictures import both, broken, cut_off, listed, plain, write_classes
 from tests.data.picture_files import picture
 
 Options = Callable[..., dict[str, Any]]
@@ -115,28 +107,6 @@ def test_val_fraction_makes_the_test_set_if_there_is_no_other(
     assert sorted(train + test) == list(range(0, 100, 10))
     assert test == colours(make(val_fraction=0.3), "test")
     assert test[:2] == colours(make(val_fraction=0.3, eval_limit=2), "test")
-
-
-@pytest.mark.parametrize(
-    ("rare", "line"),
-    [
-        (0, ""),
-        (1, "data.val_fraction=0.5 holds out all pictures of the class r0: the model cannot"),
-        (2, "all pictures of the class r0, and of 1 more: the model cannot learn it; give a sm"),
-    ],
-)
-def test_a_class_that_is_wholly_held_out_is_named(
-    make: Callable[..., ImageFolder],
-    root: Path,
-    caplog: pytest.LogCaptureFixture,
-    rare: int,
-    line: str,
-) -> None:
-    """Earlier, the run was trained without the class, and tested on it, and nothing said so."""
-    write_classes(root, {"a": range(7), "b": range(7)} | {f"r{n}": [100 + n] for n in range(rare)})
-    dataset = make(val_fraction=0.5)
-    dataset.prepare()
-    assert (line in caplog.text) if line else not caplog.text
 
 
 def test_eval_limit_keeps_pictures_of_all_classes(
@@ -256,10 +226,6 @@ WRONG: list[tuple[Callable[[Path], object], str]] = [
     (
         lambda root: listed(root, "train/a/000.png,a\ntrain/a/000.png,b\n"),
         "train/a/000.png: is in class a and in class b; keep it in only one",
-    ),
-    (
-        lambda root: linked(root, "train/a/000.png", "test/a/other name.png"),
-        "test/a/other name.png: is in train and in test; keep it in only one",
     ),
     (
         lambda root: [(root / f"{name}.csv").write_text("") for name in "ab"],
