@@ -176,7 +176,8 @@ class Run:
         """Log why the run ended early, unless this error has already been logged."""
         if error is not self._told:
             self._told = error
-            known = self.options, self.changes, self.config, self.choices
+            recorded = self.before.config if self.before is not None else None
+            known = self.options, self.changes, self.config, self.choices, recorded
             failure.tell(error, self.run_dir, advice.resume_command(self.run_dir, *known))
 
     def _gather(self, fleet: Fleet) -> None:
