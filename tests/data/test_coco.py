@@ -248,3 +248,13 @@ def test_a_picture_that_occurs_twice_is_refused(make: Make, tmp_path: Path) -> N
         ConfigError, match=r"val2017/.*jpg and as .*train2017/.*occurs twice, in training and"
     ):
         make().load()
+
+
+def test_a_link_to_a_picture_of_the_other_part_is_refused(make: Make, tmp_path: Path) -> None:
+    """Earlier, links to folders were followed, but not links to single pictures."""
+    root = tmp_path / "root"
+    trained, tested = (min((root / folder).iterdir()) for folder in ("train2017", "val2017"))
+    tested.unlink()
+    tested.symlink_to(trained)
+    with pytest.raises(ConfigError, match=rf"and as .*{trained.name}: occurs twice, in training"):
+        make().load()

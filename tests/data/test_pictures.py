@@ -1,6 +1,7 @@
 """Pictures for super-resolution: their files, the cache, patches and tiles."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,16 @@ def test_missing_div2k_files_are_named_with_their_place(tmp_path: Path) -> None:
     root = write_div2k(tmp_path / "DIV2K", 2)
     with pytest.raises(ConfigError, match=r"0001.png has no .*X3/0001x3.png"):
         div2k(tmp_path, root, scale=3).load()
+
+
+@pytest.mark.parametrize(("side", "fits"), [(20, True), (21, True), (19, False), (22, False)])
+def test_small_pictures_of_another_scale_are_refused(tmp_path: Path, side: int, fits: bool) -> None:
+    """A small picture that was too large was once cut, so it showed a part of the large picture."""
+    root = write_div2k(tmp_path / "DIV2K", 2)
+    picture(0, 41, 49).save(root / "DIV2K_train_HR/0001.png")
+    picture(0, side, 24).save(root / "DIV2K_train_LR_bicubic/X2/0001x2.png")
+    with nullcontext() if fits else pytest.raises(ConfigError, match=r"X2/0001x2.png measures"):
+        div2k(tmp_path, root).load()
 
 
 def test_missing_folders_are_refused_by_name(photos: Make, tmp_path: Path) -> None:

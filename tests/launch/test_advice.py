@@ -127,6 +127,14 @@ def test_the_resume_command_repeats_the_tracker(tmp_path: Path) -> None:
     assert arguments(line) == [f"resume={tmp_path}", "tracker=wandb"]
 
 
+def test_the_resume_command_repeats_a_changed_length(tmp_path: Path) -> None:
+    """Without it, the command ended the run at the step where it had been stopped."""
+    recorded = {"epochs": 2, "max_steps": 7, "gpus": 2}
+    line = advice.resume_command(tmp_path, [], [], recorded | {"max_steps": None}, {}, recorded)
+    assert line.endswith(f"resume={tmp_path} max_steps=null")
+    assert "max_steps" not in advice.resume_command(tmp_path, [], [], recorded, {}, recorded)
+
+
 def test_the_resume_command_repeats_a_users_classes(tmp_path: Path) -> None:
     config = {"schedule": {"_target_": "my.Own"}, "model": {"_target_": "ppll_cli.models.vit.ViT"}}
     config["local"] = {"_target_": "my.Loss"}

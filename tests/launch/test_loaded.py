@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.torch import load_file
 
 import ppll_cli
@@ -45,6 +45,24 @@ def test_preprocess_prepares_a_picture_like_the_runs_batches(run: Finished) -> N
         assert torch.equal(loaded.preprocess(colour), expected)
     large = Image.fromarray(pixels).resize((40, 30))
     assert loaded.preprocess(large).shape == (1, 1, 8, 8)
+
+
+def test_a_picture_that_pillow_opened_counts_as_its_file(run: Finished, tmp_path: Path) -> None:
+    """Such a picture was not turned upright, and 16-bit levels above 255 became white."""
+    loaded, file = load_run(run.folder), tmp_path / "picture.png"
+    levels = np.arange(64, dtype=np.uint8).reshape(8, 8) * 3
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    for made, exif in (
+        (Image.fromarray(levels), turned),
+        (Image.fromarray(levels.astype(np.uint16) * 256), None),
+    ):
+        made.save(file, exif=exif)
+        with Image.open(file) as opened:
+            assert torch.equal(loaded.preprocess(opened), loaded.preprocess(file))
+    floats = Image.fromarray(levels.astype(np.float32))
+    with pytest.raises(ConfigError, match=r"cannot be used .its grey values are floating-point"):
+        loaded.preprocess(floats)
 
 
 def test_classification_predicts_the_probability_of_each_class(

@@ -199,9 +199,11 @@ def test_the_local_method_does_not_separate_runs_of_back_propagation(tmp_path: P
 
 def test_a_refused_job_shows_only_overrides_that_differ(tmp_path: Path) -> None:
     """All overrides of the command were listed, `schedule` too, so the table was very wide."""
-    config = {"epochs": 2, "batch_size": 64, "optim": {"lr": 0.001}}
+    config = {"epochs": 2, "batch_size": 64, "optim": {"lr": 0.001}, "compile": False}
+    config["data"] = {"mean": [0.5], "folders": ["a b"]}
     make(tmp_path / "0", "bp", config=config)
     same = ["model=vit", "epochs=2", "optim.lr=1e-3", "++batch_size=64"]
+    same += ["compile=False", "data.mean=[0.5]", "data.folders=['a b']"]  # as Hydra writes them
     for job, gpus in ((1, 0), (2, 99)):
         given = [*same, "schedule=ppll", "threads=3", "~tracker", f"gpus={gpus}"]
         with (tmp_path / "refused.jsonl").open("a") as file:

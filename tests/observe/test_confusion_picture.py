@@ -1,5 +1,6 @@
 """Pictures of confusion matrices."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +37,11 @@ def test_with_many_classes_only_some_are_named_and_cells_have_no_numbers(
     axes = drawn(tmp_path, monkeypatch, np.eye(150, dtype=int), [str(n) for n in range(150)])
     assert len(axes.get_yticks()) <= MOST_NAMED
     assert len(axes.texts) == 0
+
+
+def test_names_in_letters_that_the_font_lacks_cause_no_warning(tmp_path: Path) -> None:
+    """Matplotlib's warning, with a line of this program's code, stood above the results."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture(tmp_path / "confusion.png", [[1, 0], [0, 1]], ["猫", "🦉"], "test accuracy 1.0000")
+    assert (tmp_path / "confusion.png").exists()

@@ -1,7 +1,9 @@
 """Settings that all data sets share, and functions that check and divide their files."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -113,6 +115,22 @@ def sample_name(number: int, file: Path | None) -> str:
     stem = "" if file is None else file.stem[:_LONGEST_STEM]
     clean = "".join(each if each.isprintable() else "_" for each in stem)
     return f"{number}-{clean}.png" if clean else f"{number}.png"
+
+
+def real_paths() -> Callable[[str | Path], str]:
+    """Return a function that gives the path of a file without links, for many files of few folders.
+
+    The function resolves each folder only once.
+    """
+    real_folder = cache(os.path.realpath)
+
+    def found(path: str | Path) -> str:
+        if os.path.islink(path):
+            return os.path.realpath(path)
+        folder, name = os.path.split(path)
+        return f"{real_folder(folder)}/{name}"
+
+    return found
 
 
 def readable(root: str) -> bool:

@@ -38,6 +38,9 @@ OWN = ("schedule", "gpus", "objective", "max_minutes", "recover")
 `comparison` sets `schedule` and `gpus` itself. `objective` is only for sweepers that search for
 settings. `max_minutes` is a limit for this run alone. Most schedules refuse `recover=stage`."""
 
+LENGTH = ("epochs", "max_steps")
+"""Keys that say when a run is complete."""
+
 LONGEST = 1000
 """Largest length in characters of a command that `comparison` returns."""
 
@@ -48,11 +51,16 @@ def resume_command(
     changes: Sequence[str] | None,
     config: Mapping[str, Any],
     choices: Mapping[str, str],
+    recorded: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the command that resumes a run.
 
+    It also sets the keys in `LENGTH` that this run has changed since its start. A later `resume`
+    reads their values from the start: with a smaller `max_steps`, the run would end at once.
+
     `options` are command-line options that name folders of configurations, such as `--config-dir`.
     `changes` are the overrides that turn the defaults into the configuration; None if unknown.
+    `recorded` is the configuration with which a resumed run was started; None if this is the start.
     """
     classes = [change for change in changes or () if key_of(change).endswith("._target_")]
     if changes is None or any(choices.get(preset, "None") != "None" for preset in PRESETS):
@@ -63,6 +71,8 @@ def resume_command(
         classes += [setting(key, path) for key, path in found if not path.startswith("ppll_cli.")]
     tracker = choices.get("tracker", "none")  # `resume` does not track a run by itself
     again = [] if tracker == "none" else [setting("tracker", tracker)]
+    if recorded is not None:
+        again += [setting(k, config[k]) for k in LENGTH if config.get(k) != recorded.get(k)]
     return command("ppll-run", *options, setting("resume", str(run_dir)), *again, *classes)
 
 

@@ -15,7 +15,7 @@ from ppll_cli import seeding
 from ppll_cli.config.settings import Settings, parse
 from ppll_cli.config.targets import blaming, targets_in
 from ppll_cli.config.weights import EMA_FILE, MODEL_FILE
-from ppll_cli.data.pictures.files import decoded
+from ppll_cli.data.pictures.files import decoded, in_memory
 from ppll_cli.data.source import Prediction
 from ppll_cli.errors import ConfigError
 from ppll_cli.job import checkpoint
@@ -234,9 +234,10 @@ def _check_named(config: Mapping[str, Any], classes: Sequence[Any]) -> None:
 
 
 def _opened(picture: Image.Image | str | Path) -> Image.Image:
-    if not isinstance(picture, str | Path):
-        return picture
+    """Return a picture in RGB and upright; a file and the picture that Pillow opens are equal."""
     try:
-        return decoded(Path(picture))
+        return decoded(Path(picture)) if isinstance(picture, str | Path) else in_memory(picture)
     except ConfigError as error:
         raise ConfigError("picture", picture, error.problem, error.remedy) from error
+    except (ValueError, OSError) as error:
+        raise ConfigError("picture", picture, f"cannot be used ({error})") from error

@@ -174,7 +174,8 @@ class Run:
     def _tell(self, error: PpllError) -> None:
         if error is not self._told:
             self._told = error
-            known = self.options, self.changes, self.config, self.choices
+            recorded = self.before.config if self.before is not None else None
+            known = self.options, self.changes, self.config, self.choices, recorded
             failure.tell(error, self.run_dir, advice.resume_command(self.run_dir, *known))
 
     def _gather(self, fleet: Fleet) -> None:

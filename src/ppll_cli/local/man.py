@@ -28,18 +28,19 @@ Loss = Literal["infopro", "dgl", "ce"]
 class MAN(LocalMethod):
     """Trains each module through a copy of the next unit and a moving average of the next unit.
 
-    The next unit is the unit after the module. LB and EMA are built like it, with initial weights of
-    their own. Both read the module's features x, and the local loss reads y = LB(x) + EMA(x). LB is trained.
-    EMA is not trained; its parameters follow the parameters of the next unit, EMA <- m EMA + (1 -
-    m) next. Gradients pass through EMA to the module. Buffers are not averaged: BatchNorm in both
-    copies uses the batch's statistics in training, and its own running statistics in evaluation.
+    The next unit is the unit after the module. LB and EMA are built like it, with initial weights
+    of their own. Both read the module's features x, and the local loss reads y = LB(x) + EMA(x).
+    LB is trained. EMA is not trained; its parameters follow the parameters of the next unit,
+    EMA <- m EMA + (1 - m) next. Gradients pass through EMA to the module. Buffers are not averaged:
+    BatchNorm in both copies uses the batch's statistics in training, and its own running statistics
+    in evaluation.
 
     All this follows the authors' code, which trains the modules one after the other, updates the
     average after each module, and steps the optimizer once after all modules. So the average that
-    batch b reads was updated during batch b - 1, before the optimizer step of that batch: its newest
-    weights come from the step of batch b - 2, a lag of 2. Here the average is updated directly
-    before the forward pass. Other lags are our extension.
-    If the next unit is the model's head, the local loss reads x (our choice).
+    batch b reads was updated during batch b - 1, before the optimizer step of that batch. Its
+    newest weights come from the step of batch b - 2: a lag of 2. Here the average is updated
+    directly before the forward pass. Other lags are our extension. If the next unit is the model's
+    head, the local loss reads x (our choice).
 
     Attributes:
         loss: The loss that reads y, for classification only: a detector has its task's loss.

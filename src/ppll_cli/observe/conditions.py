@@ -245,9 +245,13 @@ def overrides(runs: Sequence[FoundRun]) -> dict[FoundRun, dict[str, str]]:
 
 def _has(run: FoundRun, key: str, text: str) -> bool:
     """Return whether a run was configured as the override `key`=`text` says."""
+    from hydra.errors import OverrideParseException  # slow to import, and often not needed
+
+    from ppll_cli.config.overrides import parsed
+
     try:
-        value = json.loads(text)
-    except ValueError:
+        value = parsed([f"{key}={text}"])[0].value()
+    except OverrideParseException:  # the file is damaged
         value = text
     chosen = _choices(run).get(key)
     return bool(run.configured(*key.split(".")) == value if chosen is None else chosen == text)

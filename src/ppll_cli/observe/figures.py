@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -42,7 +43,9 @@ def figure(path: Path, height: float) -> Iterator["Figure"]:
             os.environ["MPLBACKEND"] = backend
 
     image = BytesIO()
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # A letter that the font lacks, as in a Chinese name of a class, is drawn as a box.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         matplotlib.rcdefaults()
         matplotlib.rcParams["text.parse_math"] = False  # a "$" in a name does not begin a formula
         made = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ppll_cli.config.settings import usable_cores
 from ppll_cli.data.classified import Classified
-from ppll_cli.data.files import cache_root, fixed_random, hold_out
+from ppll_cli.data.files import cache_root, fixed_random, hold_out, real_paths
 from ppll_cli.data.kept import kept_folder, mapped_pixels, pixels_file, place
 from ppll_cli.data.labelled.listing import Listing, ListingError, Parts, arranged
 from ppll_cli.data.labelled.loader import Wanted, middle
@@ -121,9 +121,19 @@ class LabelledPictures(Classified):
     def prepare(self) -> None:
         """Check that no picture is in two splits or two classes, and decode all pictures.
 
-        If loaders decode the pictures during training, decode only some of them, as a test.
+        If loaders decode the pictures during training, decode only some of them, as a test. Log a
+        warning if `val_fraction` holds out all pictures of a class.
         """
         self._check_apart()
+        lacking = np.setdiff1d(np.arange(self.class_count), self._splits["train"].labels)
+        if len(lacking):
+            log.warning(
+                "data.val_fraction=%g holds out all pictures of the class %s%s: the model cannot "
+                "learn it; give a smaller fraction, or add pictures",
+                self.val_fraction,
+                self.class_names[lacking[0]],
+                f", and of {len(lacking) - 1} more" if len(lacking) > 1 else "",
+            )
         if self.resident:
             self.load()
         else:
@@ -242,14 +252,13 @@ class LabelledPictures(Classified):
 
     def _check_apart(self) -> None:
         """Check that no file is in two splits or two classes, for example through a link."""
-        real_folder = cache(os.path.realpath)
+        real = real_paths()
         classes = [f"class {name}" for name in self.class_names]
         seen: dict[str, tuple[str, str]] = {}
         for split, listing in self._splits.items():
             for path, label in zip(listing.paths, listing.labels.tolist(), strict=True):
-                folder, name = os.path.split(path)
                 here = split, classes[label]
-                there = seen.setdefault(f"{real_folder(folder)}/{name}", here)
+                there = seen.setdefault(real(path), here)
                 for one, other in zip(there, here, strict=True):
                     if one != other:
                         raise self.fault(path, f"is in {one} and in {other}", "keep it in only one")

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from operator import le
 from pathlib import Path
 
 import numpy as np
@@ -113,12 +114,13 @@ def _pair(
     reduced = _reduced(high.size, longest)
     if reduced != high.size:
         high = high.resize(reduced, Image.Resampling.BICUBIC)
+    most = tuple(-(-side // scale) for side in high.size)  # a small picture may be rounded up
     high = high.crop((0, 0, large[1], large[0]))
     size = (high.width // scale, high.height // scale)
     if source.low is None:
         return high, high.resize(size, Image.Resampling.BICUBIC)
     low = decoded(source.low)
-    if low.width < size[0] or low.height < size[1]:
+    if not all(map(le, size, low.size)) or not all(map(le, low.size, most)):
         problem = f"measures {low.size}, but {source.high.name} divided by {scale} measures {size}"
         raise ConfigError(
             "data.scale", scale, f"{source.low} {problem}", "give the scale of the small pictures"

@@ -67,6 +67,18 @@ def decoded(path: Path) -> Image.Image:
         return _upright(image, found)
 
 
+def in_memory(image: Image.Image) -> Image.Image:
+    """Return a copy of a picture of Pillow as `decoded` returns it: in RGB, and upright by EXIF.
+
+    Raises:
+        ValueError: The picture's pixels are floating-point numbers, or have more than 16 bits.
+        OSError: Pillow opened the picture's file, but cannot decode it.
+    """
+    copy = image.copy()  # decodes the pixels; Pillow turns a TIFF upright then
+    turned = Header(copy.size, _orientation(image))
+    return _upright(copy, turned)
+
+
 def cut_out(path: Path, side: int, box_in: Callable[[int, int], Box]) -> Image.Image:
     """Decode a picture as `decoded` does, and resize a piece of it to a square of `side` pixels.
 

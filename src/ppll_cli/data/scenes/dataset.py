@@ -1,12 +1,11 @@
 """The base class of data sets for object detection."""
 
 import logging
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -14,7 +13,7 @@ import numpy as np
 from pydantic import Field, FiniteFloat
 
 from ppll_cli.data.classified import check_normalisation
-from ppll_cli.data.files import PARTS, Files, Part, hold_out, sample_name
+from ppll_cli.data.files import PARTS, Files, Part, hold_out, real_paths, sample_name
 from ppll_cli.data.scenes.index import Found, Objects, Scenes
 from ppll_cli.data.source import EvaluationForm, Predict, Prediction, Tensors
 from ppll_cli.errors import ConfigError
@@ -123,12 +122,12 @@ class DetectionDataset(Files, ABC):
 
     def _check_apart(self, parts: Mapping[Part, Scenes]) -> None:
         """Check that no file occurs twice in the parts, for example through a link."""
-        real_folder = cache(os.path.realpath)
+        real_path = real_paths()
         seen: dict[str, Path] = {}
         for scenes in parts.values():
             for file in scenes.pixels if scenes.sizes is not None else ():
                 assert isinstance(file, Path)
-                real = f"{real_folder(file.parent)}/{file.name}"
+                real = real_path(file)
                 if real in seen:
                     problem = "occurs twice, in training and test or in one of them"
                     where = f" and as {seen[real]}" if seen[real] != file else ""

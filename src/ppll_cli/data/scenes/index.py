@@ -115,7 +115,7 @@ class Scenes:
 
     @classmethod
     def all(cls, pixels: Sequence[Path] | Bytes, objects: Objects) -> "Scenes":
-        """Return a split that has all pictures, and does not compare their sizes with annotations."""
+        """Return a split with all pictures. Their sizes are not compared with annotations."""
         assert len(pixels) == len(objects)
         return cls(pixels, objects, np.arange(len(objects)))
 
