@@ -71,7 +71,7 @@ class Routes:
     watches: Mapping[int, Watch] = field(default_factory=dict)
 
     def watched(self, watcher: int) -> int:
-        """Return the index of the later chunk that has the weights read by the loss of `watcher`."""
+        """Return the index of the chunk whose weights are read by the loss of chunk `watcher`."""
         return self.layout.holder(self.watches[watcher].unit)
 
     def out_of(self, chunk: int) -> Route:

@@ -168,12 +168,12 @@ class Profile:
 
     @property
     def step_s(self) -> float:
-        """Seconds of the optimizer's step for each trained number (element of a parameter)."""
+        """Seconds of the optimizer's step for each element of a trained parameter."""
         return self._of_units("parameter")["step_s"]
 
     @property
     def parameter_bytes(self) -> float:
-        """Bytes for each trained number (element of a parameter), with gradient and optimizer state."""
+        """Bytes for each element of a trained parameter, with its gradient and optimizer state."""
         return self._of_units("parameter")["bytes"]
 
     @cached_property
