@@ -53,6 +53,15 @@ def test_the_last_three_pictures_by_name_are_the_test_set(photos: Make) -> None:
     assert len(photos(eval_limit=1).load()["test"]) == 4
 
 
+def test_a_root_without_effect_is_named(
+    photos: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos().prepare()
+    assert not caplog.text
+    photos(root=str(tmp_path)).prepare()
+    assert f"data.root={tmp_path} has no effect: the pictures are in data.folders=[" in caplog.text
+
+
 def test_val_fraction_holds_out_pictures(photos: Make) -> None:
     splits = photos(val_fraction=0.34).load()
     assert [len(split.pictures) for split in splits.values()] == [2, 1, 3]

@@ -59,7 +59,8 @@ def _main(arguments: Sequence[str]) -> None:
     folders = [Path(folder) for folder in options.folders]
     for given, folder in zip(options.folders, folders, strict=True):
         if not given or not os.path.isdir(folder):  # Path("") would be the current folder
-            raise _refused(given, "there is no such folder")
+            is_file = os.path.isfile(folder)
+            raise _refused(given, "is no folder" if is_file else "there is no such folder")
         if not os.access(folder, os.R_OK | os.X_OK):
             raise _refused(given, "cannot be read: permission denied")
     comparison = compare(folders, each=options.each)

@@ -1,5 +1,6 @@
 """Folders of pictures; by default wallpapers from packages of Debian and Ubuntu."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from ppll_cli.data.pictures.cache import Source
 from ppll_cli.data.pictures.dataset import PictureDataset
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.limits import Count
+
+log = logging.getLogger(__name__)
 
 TEST_PICTURES = 3
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -30,6 +33,13 @@ class Photos(PictureDataset):
 
     folders: list[str]
     longest_side: Count | None
+
+    def prepare(self) -> None:
+        """Decode the pictures; warn if the user gave `root` instead of `folders`."""
+        if self.root is not None:
+            given = self.root, ",".join(self.folders)
+            log.warning("data.root=%s has no effect: the pictures are in data.folders=[%s]", *given)
+        super().prepare()
 
     @property
     def longest(self) -> int | None:  # noqa: D102

@@ -47,7 +47,7 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
     if split not in splits:
         remedy = f"there are {', '.join(splits)}"
         if split == "val":  # a split made now would contain samples that were trained on
-            remedy += "; only a run started with data.val_fraction has a split val"
+            remedy += "; val needs data.val_fraction at the start of the run, or pictures in val/"
         raise ConfigError("--split", split, "the data set has no such split", remedy)
     as_evaluated = getattr(dataset, "evaluated", None)
     if as_evaluated is not None:
