@@ -57,16 +57,27 @@ class Results:
             save({"rows": self.rows}, self.path)
 
 
-def run(overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
+def run(overrides: Sequence[str], run_dir: Path, continues: bool = False) -> dict[str, Any]:
     """Run ppll-run in a new process, and return the content of `summary.json`.
 
-    An existing folder `run_dir` is removed first.
+    If `continues` is True, and `run_dir` has an interrupted run that the same version of the
+    program began with the same overrides, this run is resumed. Otherwise an existing folder
+    `run_dir` is removed first.
 
     Raises:
         RunFailedError: The run did not complete. The message contains its output.
     """
-    shutil.rmtree(run_dir, ignore_errors=True)
-    command = ppll_run(*overrides, f"hydra.run.dir={run_dir}")
+    given = [*overrides, f"hydra.run.dir={run_dir}"]
+    mark, begun = (
+        run_dir.with_name(f"{run_dir.name}.json"),
+        {"overrides": given, "source": source()},
+    )
+    if continues and mark.exists() and json.loads(mark.read_text()) == begun:
+        given.append("resume=auto")
+    else:
+        shutil.rmtree(run_dir, ignore_errors=True)
+        save(begun, mark)
+    command = ppll_run(*given)
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip() or done.stdout.strip()

@@ -32,6 +32,8 @@ class Trial:
 class Trials:
     """The trials of a benchmark. A benchmark that was stopped continues with the missing trials.
 
+    If it was stopped by Ctrl-C during a training, it also continues this training.
+
     Results are in `outputs/benchmark/NAME.json`, run directories in `outputs/benchmark/NAME/`.
     """
 
@@ -44,8 +46,11 @@ class Trials:
         trials: Iterable[Trial],
         read: Reader,
         jobs: int = 1,
+        continues: bool = False,
     ) -> None:
         """Run the trials that have no result yet, at most `jobs` at a time; run equal trials once.
+
+        `continues` says whether interrupted runs are resumed; otherwise they start again.
 
         Raises:
             RunFailedError: A run did not complete. All other runs have ended.
@@ -54,7 +59,7 @@ class Trials:
         def make(trial: Trial) -> None:
             if self.find(trial) is None:
                 folder = self._folder / trial.name.replace(",", "").replace(" ", "-")
-                summary = run(trial.overrides, folder)
+                summary = run(trial.overrides, folder, continues)
                 found = read(summary, folder)
                 row = {**found, "git_commit": summary["git_commit"]}
                 self._results.add(trial.name, trial.overrides, row)
@@ -71,7 +76,8 @@ class Trials:
         """
         by_seed = zip(*(row for row in rows if row), strict=True)
         trials = [trial for seed in by_seed for trial in seed]
-        self.make(trials, read, jobs or (1 if machine()["gpus"] else usable_cores()))
+        jobs = jobs or (1 if machine()["gpus"] else usable_cores())
+        self.make(trials, read, jobs, continues=True)
 
     def find(self, trial: Trial) -> dict[str, Any] | None:
         """Return the results of a trial; None if it must be run."""

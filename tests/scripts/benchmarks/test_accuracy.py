@@ -78,7 +78,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.chdir(tmp_path)
     names: list[str] = []
 
-    def run(overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
+    def run(overrides: Sequence[str], run_dir: Path, _: bool) -> dict[str, Any]:
         names.append(run_dir.name)
         if len(names) == 3:
             raise RunFailedError("the third")

@@ -129,7 +129,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.chdir(tmp_path)
     names: list[str] = []
 
-    def run(overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
+    def run(overrides: Sequence[str], run_dir: Path, _: bool) -> dict[str, Any]:
         names.append(run_dir.name)
         return summary_of(overrides)
 
@@ -195,7 +195,7 @@ def test_only_the_named_rows_are_measured(ran: list[str]) -> None:
 def test_metrics_of_several_seeds_are_averaged(
     ran: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
+    def run(overrides: Sequence[str], run_dir: Path, _: bool) -> dict[str, Any]:
         ran.append(run_dir.name)
         found = summary_of(overrides)
         better = {"psnr": found["test"]["psnr"] + ("seed=2" in overrides)}
@@ -217,7 +217,7 @@ def test_metrics_of_several_seeds_are_averaged(
 def test_a_stopped_benchmark_continues_with_the_missing_trials(
     ran: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
+    def fails(overrides: Sequence[str], run_dir: Path, _: bool) -> dict[str, Any]:
         if run_dir.name == "x4-gpipe-speed":
             raise RunFailedError("gpipe")
         return summary_of(overrides)

@@ -28,3 +28,16 @@ def test_machine_describes_the_hardware() -> None:
     assert found["processor"]
     assert found["memory_bytes"] > 2**30
     assert found["torch"].startswith("2.")
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_is_continued_if_its_overrides_are_the_same(tmp_path: Path) -> None:
+    small = ["model.dim=16", "model.depth=2", "max_steps=2", "data.eval_limit=4", "device=cpu"]
+    small += ["threads=1", "timeline=false"]
+    stopped = [*small, "max_minutes=0.0001"]  # this run ends with a checkpoint after step 0
+    for said in ("max_minutes have passed", "continuing after step 0, from "):
+        with pytest.raises(RunFailedError, match=f"ended with 143: {said}"):
+            run(stopped, tmp_path / "run", continues=True)
+    whole = run(small, tmp_path / "run", continues=True)
+    assert "parts" not in whole  # it is not continued, because its overrides differ
+    assert whole["status"] == "completed"
