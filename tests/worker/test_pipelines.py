@@ -119,9 +119,7 @@ TWICE = ["replicas=2", "schedule.microbatches=2"]
 REPLICAS = {
     "vit": CASES["vit"],
     "skips": CASES["skips"],
-    # Threads share a random generator. A synced BatchNorm lets another thread compute before a
-    # draw.
-    "synced": [*RESNET, "model.drop_path=0", "sync_batchnorm=true", "data.drop_last=true"],
+    "synced": [*RESNET, "sync_batchnorm=true", "data.drop_last=true"],
 }
 
 REPLICATED = ["zb_h1 6", "interleaved 4"]
