@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import pairwise
+from threading import Event
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,10 @@ def _hang() -> None:
         pass
 
 
+def _wait() -> None:
+    Event().wait()
+
+
 def _blow_up() -> float:
     return float("nan")
 
@@ -72,6 +77,7 @@ ACTS: dict[str, Act] = {
     "kill": _kill,
     "stop": _stop,
     "hang": _hang,
+    "wait": _wait,
     "blow_up": _blow_up,
     "exhaust": _exhaust,
 }

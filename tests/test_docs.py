@@ -41,12 +41,16 @@ def test_the_page_has_an_example_of_each_extension() -> None:
     assert list(EXTENSIONS) == own
 
 
+@pytest.mark.parametrize("steps", [2, pytest.param(None, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "section",
-    # tests/launch/test_language_model.py trains the slow example for fewer steps
+    # tests/launch/test_language_model.py also trains the slow example for a few steps
     [pytest.param(s, marks=pytest.mark.slow) if s == LANGUAGE else s for s in EXTENSIONS],
 )
-def test_every_example_of_an_extension_trains(tmp_path: Path, section: str) -> None:
+def test_every_example_of_an_extension_trains(
+    tmp_path: Path, section: str, steps: int | None
+) -> None:
+    """It trains for a few steps, or, in a slow test, to the end."""
     text = EXTENSIONS[section]
     files = FILE.findall(text)
     assert len(files) == (3 if section == LANGUAGE else 2)
@@ -55,13 +59,19 @@ def test_every_example_of_an_extension_trains(tmp_path: Path, section: str) -> N
         (tmp_path / name).write_text(content)
     (command,) = COMMAND.findall(text)
     result = ppll_run(
-        *shlex.split(command), "device=cpu", "threads=1", "timeline=false", cwd=tmp_path
+        *shlex.split(command),
+        *("device=cpu", "threads=1", "timeline=false"),
+        *([] if steps is None else [f"max_steps={steps}", "data.eval_limit=8"]),
+        cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
     assert "samples could be written" not in result.stderr  # a user's field may have this name
     *_, completed, last = result.stdout.splitlines()
     assert completed.startswith("completed after ")
     metric, value = last.split()[1:3]
+    if steps is not None:
+        assert completed.startswith(f"completed after {steps} steps")
+        return
     if metric == "perplexity":
         assert 1 < float(value) < 16
     else:

@@ -1,4 +1,4 @@
-"""The command line as a user sees it: each run is a separate process."""
+"""The command line as a user sees it."""
 
 import contextlib
 import json
@@ -45,13 +45,6 @@ def command_lines() -> list[str]:
     return found
 
 
-def alone(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    """Run the program in a separate process, as a user does."""
-    with start(*arguments, cwd=cwd) as process:
-        out, err = process.communicate(timeout=100)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
 def run_dir(cwd: Path) -> Path:
     (found,) = cwd.glob("outputs/*/*/")
     return found
@@ -70,7 +63,7 @@ def test_a_refused_run_leaves_no_fork_server(tmp_path: Path) -> None:
 
 
 def test_a_run_completes_and_writes_everything(tmp_path: Path) -> None:
-    result = alone("epochs=2", "eval_every=1", "local.modules=3", *TINY, cwd=tmp_path)
+    result = ppll_run("epochs=2", "eval_every=1", "local.modules=3", *TINY, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     folder = run_dir(tmp_path)
     summary = json.loads((folder / "summary.json").read_text())
@@ -142,7 +135,6 @@ def test_commands_that_need_no_model_do_not_import_torch(tmp_path: Path) -> None
     answered = [["--version"], ["--help"], ["--cfg", "job"]]
     refused = [
         ["optim.lr=-1"],
-        ["model=vti"],
         ["model.drop_path=1"],
         ["schedule._target_=no.Such"],
         ["data.root=/nonexistent"],  # which is found last

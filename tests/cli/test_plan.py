@@ -132,7 +132,7 @@ def test_wrong_input_is_refused_in_one_line(
 
 
 def test_commands_that_need_no_model_do_not_import_torch(tmp_path: Path) -> None:
-    refused = [["optim.lr=-1"], ["gpus=1,x"], ["model=vti"]]
+    refused = [["optim.lr=-1"], ["gpus=1,x"]]
     expected: list[Call] = [(["--help"], 0, []), *((each, 2, []) for each in refused)]
     calls = [["--help"], *refused]
     assert program.imported("ppll_cli.cli.plan", ["torch"], calls, tmp_path) == expected

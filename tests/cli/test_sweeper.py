@@ -231,7 +231,9 @@ def test_a_key_need_only_exist_in_the_options_of_the_jobs(main: Main, jobs: Jobs
     assert [name for name, _, _ in jobs.ran] == ["0", "1"]
 
 
-@pytest.mark.parametrize("name", ["1e3", "José #1", "it's"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("1e3", "José #1")), "it's"]
+)
 def test_a_quoted_value_of_such_a_key_reaches_the_jobs(
     main: Main, jobs: Jobs, tmp_path: Path, name: str
 ) -> None:
@@ -282,7 +284,11 @@ def test_the_first_failure_of_a_job_is_shown_even_if_the_sweeper_fails_too(
 
 
 @pytest.mark.parametrize(
-    ("name", "end"), [("name=wide,deep", ""), ("name=vit-s${seed}", "-vit-s0")]
+    ("name", "end"),
+    [
+        pytest.param("name=wide,deep", "", marks=pytest.mark.slow),
+        ("name=vit-s${seed}", "-vit-s0"),
+    ],
 )
 def test_jobs_with_names_of_their_own_have_the_same_parent_folder(
     main: Main, tmp_path: Path, name: str, end: str

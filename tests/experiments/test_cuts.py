@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,21 @@ def first(names: list[str]) -> str:
     return names[0]
 
 
-def without_deep(names: Iterable[str]) -> list[Any]:
+def without_slow(names: Sequence[str]) -> list[Any]:
     """Return parameters of a test.
 
-    Those of ResNet-110 are slow, because preparing takes seconds.
+    Those of ResNet-110 are slow, because preparing takes seconds. So are `SLOW_TOO`.
     """
-    deep = "resnet110"
-    return [pytest.param(name, marks=[pytest.mark.slow] * (deep in name)) for name in names]
+    slow = [("resnet110" in name or name in SLOW_TOO) for name in names]
+    return [pytest.param(n, marks=[pytest.mark.slow] * s) for n, s in zip(names, slow, strict=True)]
+
+
+SLOW_TOO = [
+    *("infopro_resnet32_k8", "infopro_resnet32_k16", "ppll_resnet32_k16s2", "manpp_resnet32_k16"),
+    *("auglocal_resnet32_d3", "auglocal_resnet32_d5", "ppll_vit_base_cifar10_s2"),
+    *("manpp_vit_small_k4", "manpp_vit_base_k4", "retinanet_voc", "fba_retinanet_voc"),
+]
+"""Presets that take long to prepare, and have cuts made as those of a faster one."""
 
 
 SAME_MANPP = alike(MANPP, "_(stl10|svhn)")
@@ -74,7 +82,15 @@ SAME = [
 """Groups of presets that are cut alike. The tests below prepare one preset of each group."""
 
 
-@pytest.mark.parametrize("names", [names for names in SAME if len(names) > 1], ids=first)
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(names, marks=[pytest.mark.slow] * ("resnet110" in names[0]))
+        for names in SAME
+        if len(names) > 1
+    ],
+    ids=first,
+)
 def test_presets_of_a_group_are_cut_alike(names: list[str]) -> None:
     def cut(name: str) -> dict[str, Any]:
         """Return the settings that decide where the network is cut into modules and stages."""
@@ -87,7 +103,9 @@ def test_presets_of_a_group_are_cut_alike(names: list[str]) -> None:
     assert all(other == one for other in others)
 
 
-@pytest.mark.parametrize("name", ["ppll_vit_base_cifar10_s2", "ppll_vit_base_cifar10_s4"])
+@pytest.mark.parametrize(
+    "name", without_slow(["ppll_vit_base_cifar10_s2", "ppll_vit_base_cifar10_s4"])
+)
 def test_presets_of_vision_transformers_have_the_papers_modules(name: str) -> None:
     result = prepared(name)
     assert modules(result) == [
@@ -103,7 +121,7 @@ def test_presets_of_vision_transformers_have_the_papers_modules(name: str) -> No
     assert [cost.params for cost in result.auxiliary_costs] == [*auxiliary, 0]
 
 
-@pytest.mark.parametrize("name", MANPP_VIT)
+@pytest.mark.parametrize("name", without_slow(MANPP_VIT))
 def test_presets_of_man_plus_for_vision_transformers_have_three_blocks_a_module(name: str) -> None:
     result = prepared(name)
     assert [len(module) for module in modules(result)] == [4, 3, 3, 4]  # with the ends
@@ -121,7 +139,9 @@ def test_presets_of_super_resolution_have_the_baselines_network(name: str, tmp_p
 
 
 # Deeper detectors of MAN++ are cut alike, and take long.
-@pytest.mark.parametrize("name", ["retinanet_voc", "fba_retinanet_voc", "manpp_retinanet50_coco"])
+@pytest.mark.parametrize(
+    "name", without_slow(["retinanet_voc", "fba_retinanet_voc", "manpp_retinanet50_coco"])
+)
 def test_presets_of_detection_are_cut_before_each_group_of_units(name: str, tmp_path: Path) -> None:
     result = conftest.prepared(f"experiment={name}", *scene_files(name, tmp_path), "device=cpu")
     cuts = [] if name == "retinanet_voc" else ["layer2.0", "layer3.0", "layer4.0"]
@@ -130,7 +150,7 @@ def test_presets_of_detection_are_cut_before_each_group_of_units(name: str, tmp_
     assert modules_of_stages(result) == STAGES[name]
 
 
-@pytest.mark.parametrize("name", without_deep(map(first, SAME_RESNET)))
+@pytest.mark.parametrize("name", without_slow([*map(first, SAME_RESNET)]))
 def test_presets_of_residual_networks_have_the_named_cuts(name: str) -> None:
     config, _ = compose_config([f"experiment={name}"])
     result = prepared(name)
@@ -146,7 +166,7 @@ def test_presets_of_residual_networks_have_the_named_cuts(name: str) -> None:
 
 
 # The cuts of ResNet-110 differ by d as those of ResNet-32 do.
-@pytest.mark.parametrize("name", without_deep([*AUGLOCAL[:3], "auglocal_resnet110_d5"]))
+@pytest.mark.parametrize("name", without_slow([*AUGLOCAL[:3], "auglocal_resnet110_d5"]))
 def test_presets_of_auglocal_have_the_papers_cuts(name: str) -> None:
     """AugLocal's K = 16 for ResNet-32 means 16 - d modules.
 
@@ -165,7 +185,7 @@ def test_presets_of_auglocal_have_the_papers_cuts(name: str) -> None:
     assert modules_of_stages(result) == STAGES[name]
 
 
-@pytest.mark.parametrize("name", without_deep(map(first, SAME_MANPP)))
+@pytest.mark.parametrize("name", without_slow([*map(first, SAME_MANPP)]))
 def test_presets_of_man_plus_have_the_papers_cuts(name: str) -> None:
     config, _ = compose_config([f"experiment={name}"])
     result = prepared(name)

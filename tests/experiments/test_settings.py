@@ -184,7 +184,17 @@ def test_every_preset_has_a_test() -> None:
     assert EXPECTED.keys() == STAGES.keys() == FILES.keys()
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+WEIGHTED = "infopro_resnet110_k4"
+
+
+# Presets of ResNet-110 have the same keys as those of ResNet-32, and some have `local.weights` too.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] * ("resnet110" in n and n != WEIGHTED))
+        for n in EXPECTED
+    ],
+)
 def test_a_preset_has_the_settings_of_its_paper(name: str) -> None:
     """The program accepts it, and the preset's second line names the paper."""
     config, choices = compose_config([f"experiment={name}"])

@@ -39,7 +39,6 @@ ALWAYS = [
     "ppll_vit_base_cifar10_s2",
     "ppll_resnet32_k4s2",
     "dgl_resnet32_k2",
-    "manpp_resnet32_k8",
     "fba_edsr_div2k_x2",
     "retinanet_voc",
 ]
@@ -57,11 +56,11 @@ def smallest(name: str, folder: Path) -> list[str]:
         data = synthetic(name, 8)
     overrides = ["batch_size=4", "max_steps=2", *data]
     # Networks of full size would take minutes. The transformer keeps its depth, heads and cuts. A
-    # detector with 18 layers has the cuts of that with 50.
+    # narrow detector with 18 layers has the cuts of that with 50.
     if name in VIT:
         overrides.append("model.dim=48")
     if name in (*RETINANET, *MANPP_RETINANET):
-        overrides.append("model.depth=18")
+        overrides += ["model.depth=18", "model.width=64"]
     if name in EDSR:
         overrides.append("model.width=8")
     return overrides

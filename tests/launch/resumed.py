@@ -30,7 +30,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "ll, modules as stages": (["schedule=ll", *VIT], ["gpus=3", "partition=params"]),
     "gpipe": (["schedule=gpipe", *RESNET, CLIPPED], ["gpus=3"]),
     "ppll": (["local=vit_blocks", "local.modules=4", *VIT, CLIPPED], ["gpus=3"]),
-    "ppll, modules as stages": (["gpus=3", "local=dgl", *RESNET], ["gpus=2"]),
+    "ppll, modules as stages": (["gpus=3", *VIT], ["gpus=2"]),
     "weights": (["local=manpp", "local.lag=3", "local.modules=4", *RESNET], ["gpus=3"]),
     "averages": (["local=dgl", "local.modules=4", "optim.ema=0.9", *RESNET], ["gpus=3"]),
     "bank": (["fba=on", "local.modules=5", *RESNET], ["gpus=4", "transport=queue"]),

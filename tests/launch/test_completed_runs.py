@@ -58,7 +58,10 @@ def failed_at_the_end(run_dir: Path) -> None:
     (run_dir / "model.safetensors").unlink()
 
 
-@pytest.mark.parametrize("damage", [without_summary, of_another_kind, failed_at_the_end])
+@pytest.mark.parametrize(
+    "damage",
+    [without_summary, pytest.param(of_another_kind, marks=pytest.mark.slow), failed_at_the_end],
+)
 def test_missing_results_are_written_again_with_the_measured_speeds(
     unbroken: Callable[[str], Result],
     copied: Callable[[str], Result],

@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,19 +21,21 @@ TARGETS = ["boxes", "count", "frame", "ignored", "labels", "number"]
 CUTS = "local.cuts=[layer2.1,layer3.1,layer4.1]"  # the bank gets maps of stride 8, 16 and 32
 
 
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return overrides for small scenes."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return [
-        "data=fashion_scenes",
-        f"data.root={write_fashion(tmp_path / 'root')}",
-        "data.pictures=10",
-        "data.test_pictures=3",
-        "data.side=64",
-        "data.short_side=64",
-        "data.long_side=64",
-    ]
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Return overrides for small scenes, which are painted once."""
+    folder = tmp_path_factory.mktemp("scenes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield [
+            "data=fashion_scenes",
+            f"data.root={write_fashion(folder / 'root')}",
+            "data.pictures=10",
+            "data.test_pictures=3",
+            "data.side=64",
+            "data.short_side=64",
+            "data.long_side=64",
+        ]
 
 
 @pytest.mark.slow
@@ -67,11 +70,9 @@ def test_stages_may_group_modules_in_any_way(tmp_path: Path, data: list[str]) ->
 
 
 ALWAYS = [
-    ("local=greedy", "level", 2),
-    ("local=fba", "pyramid", 2),
+    ("local=auglocal", "pyramid", 2),
     ("fba=on", "level", 10),
-    ("local=auglocal", "pyramid", 10),
-    ("local=manpp", "level", 10),
+    ("local=manpp", "level", 2),
 ]
 """Methods, heads and numbers of modules that are always tested. All others are slow tests."""
 
@@ -151,7 +152,8 @@ def test_a_run_reports_detection_metrics_and_writes_sample_pictures(
     run: Runner, data: list[str]
 ) -> None:
     """Each module has the metrics of COCO and VOC. In training, only the loss is reported."""
-    result = run("schedule=ppll", "gpus=2", "max_steps=2", "batch_size=4", *RETINANET, *data)
+    modules = ["schedule=ll", "local.modules=2", "max_steps=2", "batch_size=4"]
+    result = run(*modules, *RETINANET, *data)
     names = ["loss", "ap", "ap50", "ap75", "voc_ap50", "voc07_ap50"]
     assert list(result.test) == names
     for module in result.summary["per_module"]:
@@ -168,9 +170,11 @@ def test_a_run_reports_detection_metrics_and_writes_sample_pictures(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["local=predsim"], "local=predsim: is for classification"),
+        pytest.param(
+            *(["local=predsim"], "local=predsim: is for classification"), marks=pytest.mark.slow
+        ),
         (["local=infopro"], "local=infopro: is for classification"),
-        (["local=dgl"], "local=dgl: is for classification"),
+        pytest.param(*(["local=dgl"], "local=dgl: is for classification"), marks=pytest.mark.slow),
         (["local=vit_blocks"], r"local=vit_blocks: needs tokens \[T, D\]"),
         (
             ["fba=on", "fba.shared_head=false"],

@@ -23,7 +23,7 @@ CASES = {
 }
 
 
-SLOW = ["every unit", "gpipe", "1f1b"]
+SLOW = ["ppll", "every unit", "gpipe", "1f1b", "interleaved"]
 """Slow cases. The other cases have the same kinds of messages: one way, both ways, and banks."""
 
 
@@ -44,7 +44,7 @@ def test_worker_processes_train_the_same_as_threads(
 
 
 @pytest.mark.parametrize(
-    "schedule", ["ppll", "1f1b", pytest.param("gpipe", marks=pytest.mark.slow)]
+    "schedule", ["1f1b", *(pytest.param(s, marks=pytest.mark.slow) for s in ("ppll", "gpipe"))]
 )
 def test_transports_carry_the_same_bits(run: Runner, tmp_path: Path, schedule: str) -> None:
     """Messages are read in place or mapped.
@@ -63,9 +63,11 @@ def test_transports_carry_the_same_bits(run: Runner, tmp_path: Path, schedule: s
     ("method", "names"),
     [
         pytest.param("predsim", [["label", "x"]] * 2, marks=pytest.mark.slow),
-        ("slm", [["label", "x"]] * 2),
+        pytest.param("slm", [["label", "x"]] * 2, marks=pytest.mark.slow),
         # By default, the auxiliary network of the seventh of eight modules has no decoder.
-        ("infopro", [["image", "label", "x"], ["label", "x"]]),
+        pytest.param(
+            *("infopro", [["image", "label", "x"], ["label", "x"]]), marks=pytest.mark.slow
+        ),
         pytest.param(
             *("fba", [[*(f"bank.{n}" for n in range(m)), "label", "x"] for m in (3, 6)]),
             marks=pytest.mark.slow,
@@ -77,7 +79,7 @@ def test_only_tensors_that_a_later_module_reads_are_sent(
     run: Runner, method: str, names: list[list[str]]
 ) -> None:
     """The stages have 3, 3 and 2 modules. The reported bytes are the size of the sent tensors."""
-    case = [*METHODS[method], *RESNET, *SGD, "local.modules=8", "max_steps=5", "eval_every=9"]
+    case = [*METHODS[method], *RESNET, *SGD, "local.modules=8", "max_steps=2", "eval_every=9"]
     summary = run("gpus=3", *DATA, *case, "data.drop_last=true").summary
     edges = summary["edges"]
     assert [edge["names"] for edge in edges] == names
@@ -89,5 +91,5 @@ def test_only_tensors_that_a_later_module_reads_are_sent(
             values[name] if name in values else channels[int(name.removeprefix("bank."))]
             for name in edge["names"]
         )
-        samples = 5 * 8 + 7  # five training batches, and the test set once
+        samples = 2 * 8 + 7  # two training batches, and the test set once
         assert edge["bytes_sent"] == 4 * size * samples

@@ -41,7 +41,7 @@ def train(folder: Path, name: str, *overrides: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "schedules",
     [
-        ["bp", "1f1b"],
+        pytest.param(["bp", "1f1b"], marks=pytest.mark.slow),
         ["ll", "ppll"],
         pytest.param(["bp", "gpipe", "interleaved", "zb_h1"], marks=pytest.mark.slow),
     ],

@@ -136,7 +136,7 @@ def test_a_worker_out_of_memory_suggests_settings_that_need_less(run: Runner) ->
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("unit", ["first", "third"])
+@pytest.mark.parametrize("unit", ["first", pytest.param("third", marks=pytest.mark.slow)])
 def test_a_worker_that_is_killed_ends_the_run(run: Runner, unit: str) -> None:
     with pytest.raises(WorkerFailedError, match=r"the worker process is gone \(killed by SIGKILL"):
         run("schedule=ppll", "gpus=3", *faulty(unit, "kill"))

@@ -3,14 +3,12 @@
 Large parts of torch and torchvision take seconds to import.
 """
 
-import subprocess
-import sys
-from pathlib import Path
+from tests.warm import passes_in_a_new_process
 
 PROGRAM = """
 import sys
 import ppll_cli.launch.preload
-print([name for name in ("torch._dynamo", "torchvision") if name in sys.modules])
+assert not {"torch._dynamo", "torchvision"} & {*sys.modules}
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,16 +21,13 @@ register_resolvers()
 with initialize_config_dir(str(conf_dir()), version_base="1.3"):
     config, _ = composed(["data=digits", "model.dim=16", "model.heads=2", "device=cpu"])
 prepare(settings.parse(config), tempfile.mkdtemp())
-print("torchvision" in sys.modules)
+assert "torchvision" not in sys.modules
 """
 
 
-def test_starting_up_imports_no_compiler_and_no_torchvision(tmp_path: Path) -> None:
+def test_starting_up_imports_no_compiler_and_no_torchvision() -> None:
     """Workers are forked from the fork server, which must not import torch's compiler.
 
     No process imports torchvision.
     """
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=tmp_path, capture_output=True, text=True, timeout=200
-    )
-    assert result.stdout.split("\n")[:2] == ["[]", "False"], result.stderr
+    assert passes_in_a_new_process(PROGRAM)

@@ -33,7 +33,7 @@ def hurt(run: Runner, tmp_path: Path, act: str, *overrides: str) -> Result:
     return run(*model, *DATA, *STAGE, *overrides)
 
 
-@pytest.mark.parametrize("act", ["kill", "raise", "exhaust"])
+@pytest.mark.parametrize("act", ["kill", "raise", pytest.param("exhaust", marks=pytest.mark.slow)])
 def test_a_worker_that_fails_once_starts_again(
     run: Runner, tmp_path: Path, act: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -59,7 +59,7 @@ def test_a_worker_that_fails_once_starts_again(
 
 
 def test_a_worker_that_hangs_starts_again(run: Runner, tmp_path: Path) -> None:
-    result = hurt(run, tmp_path, "hang", "progress_limit=4", "timeline=true")
+    result = hurt(run, tmp_path, "wait", "progress_limit=4", "timeline=true")
     (restart,) = result.summary["restarts"]
     assert restart["error"].startswith("no progress for ")
     events = json.loads((result.run_dir / "timeline.json").read_text())["traceEvents"]
@@ -140,6 +140,7 @@ def test_a_run_of_an_older_version_can_be_resumed_with_recover_stage(
     assert result.summary["restarts"] == restarts
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="it is seen from /proc")
 @pytest.mark.timeout(300)
 def test_only_a_stage_that_was_killed_or_stopped_gets_a_new_process(tmp_path: Path) -> None:

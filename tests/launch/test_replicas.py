@@ -2,16 +2,18 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 from ppll_cli.errors import ConfigError, WorkerFailedError
 from ppll_cli.transport.averages import BUCKET_BYTES
 from tests.conftest import Runner, assert_same, prepared, resumed
+from tests.worker.inside import run_inside
 
-FEW_STEPS = "max_steps=6"  # an epoch with its short last batch, and the start of another epoch
-DATA = ["data=synthetic", "data.size=8", "data.classes=5", "data.train_samples=29"]
-DATA += ["data.test_samples=23", "batch_size=8", "epochs=4", "eval_every=1"]  # 29 = 3 * 8 + 5
+FEW_STEPS = "max_steps=4"  # an epoch with its short last batch, and the start of another epoch
+DATA = ["data=synthetic", "data.size=8", "data.classes=5", "data.train_samples=21"]
+DATA += ["data.test_samples=13", "batch_size=8", "epochs=4", "eval_every=1"]  # 21 = 2 * 8 + 5
 VIT = ["model=vit", "model.dim=16", "model.depth=4", "model.heads=2", "model.dropout=0.1"]
 RESNET = ["model=resnet32", "model.depth=14", "optim=sgd", "optim.lr=0.05"]
 SPLIT = [*VIT, FEW_STEPS, *DATA]
@@ -83,30 +85,30 @@ def test_replicas_remember_the_same(run: Runner) -> None:
     assert_same(found.tensors(), expected)
 
 
-def test_weights_travel_upstream_in_each_replica(run: Runner) -> None:
+def test_weights_travel_upstream_in_each_replica(run: Runner, tmp_path: Path) -> None:
     """Each replica of a stage watches its own next stage.
 
     The moving averages are equal in all replicas.
     """
-    common = [REPLICAS, "local=manpp", "local.modules=2", "max_steps=7", *RESNET, *DATA]
-    expected = run("schedule=ll", *common)
+    common = [REPLICAS, "local=manpp", "local.modules=2", "max_steps=4", *RESNET, *DATA]
+    expected = run_inside(tmp_path / "inside", "schedule=ll", *common)
     found = run("schedule=ppll", "gpus=4", *common)
-    assert_same(found.tensors(), expected.tensors())
+    assert_same(found.tensors(), expected.tensors)
     down, up = found.summary["edges"]
     assert (up["from"], up["to"], up["names"]) == (1, 0, ["weights.layer2.1"])
     tensors = found.tensors()
     unit = [n for n in tensors if n.startswith("watched.layer2.1.1.")]
-    assert up["bytes_sent"] == 2 * 7 * sum(tensors[name].nbytes for name in unit)
+    assert up["bytes_sent"] == 2 * 4 * sum(tensors[name].nbytes for name in unit)
     assert down["names"] == ["label", "x"]
 
 
-def test_synced_batch_norm_sees_the_whole_batch(run: Runner) -> None:
+def test_synced_batch_norm_sees_the_whole_batch(run: Runner, tmp_path: Path) -> None:
     """Results equal those of one device, except for rounding. The replicas have 3 and 2 samples."""
-    common = ["schedule=ll", "local=dgl", "local.modules=3", *RESNET, *DATA, "max_steps=7"]
+    common = ["schedule=ll", "local=dgl", "local.modules=3", *RESNET, *DATA, "max_steps=4"]
     common += ["optim.lr=0.005"]
     found = run("sync_batchnorm=true", "replicas=2", *common).tensors()
-    expected = run("gpus=1", *common).tensors()
-    alone = run("replicas=2", *common).tensors()
+    expected = run_inside(tmp_path / "one", "gpus=1", *common).tensors
+    alone = run_inside(tmp_path / "alone", "replicas=2", *common).tensors
     name = next(name for name in expected if name.endswith("running_mean"))
     assert not alone[name].allclose(expected[name], rtol=1e-2)
     for name, tensor in expected.items():
@@ -127,9 +129,9 @@ def test_replicas_can_have_shares_of_different_sizes(run: Runner) -> None:
 
 @pytest.mark.slow
 def test_a_resumed_run_with_replicas_trains_the_same(run: Runner) -> None:
-    common = ["schedule=ppll", "gpus=2", REPLICAS, *RESNET, *DATA, "checkpoint.every=5"]
+    common = ["schedule=ppll", "gpus=2", REPLICAS, *RESNET, *DATA, "checkpoint.every=3"]
     expected = run(*common, FEW_STEPS)
-    stopped = run(*common, "max_steps=5")
+    stopped = run(*common, "max_steps=3")
     assert_same(resumed(stopped, FEW_STEPS).tensors(), expected.tensors())
 
 

@@ -15,6 +15,7 @@ from tests.conftest import Result, Runner, own_model, resumed
 from tests.launch.resumed import CASES, DATA, assert_as_if_unbroken, lines, train
 
 
+@pytest.mark.slow
 def test_the_cases_save_all_kinds_of_state(unbroken: Callable[[str], Result]) -> None:
     """Otherwise equal checkpoints would show little."""
     names = {name: unbroken(name).tensors() for name in ("bp", "ppll", "bank")}
@@ -31,7 +32,8 @@ def test_the_cases_save_all_kinds_of_state(unbroken: Callable[[str], Result]) ->
         pytest.param("bp", 22, id="bp, middle", marks=pytest.mark.slow),
         pytest.param("ll", 10, id="ll, epoch", marks=pytest.mark.slow),
         pytest.param("gpipe", 10, id="gpipe, epoch", marks=pytest.mark.slow),
-        pytest.param("ppll", 22, id="ppll, middle"),
+        # `test_a_run_can_resume_with_other_stages` also stops it there
+        pytest.param("ppll", 22, id="ppll, middle", marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_run_ends_like_an_unbroken_one(
@@ -52,18 +54,21 @@ def test_a_resumed_run_ends_like_an_unbroken_one(
     [
         *(
             pytest.param(n, marks=pytest.mark.slow)
-            for n in ("ll, modules as stages", "gpipe", "ppll")
+            for n in ("ll, modules as stages", "gpipe", "bank")
         ),
-        "bank",
+        "ppll",
     ],
 )
 def test_a_run_can_resume_with_other_stages(
     unbroken: Callable[[str], Result], tmp_path: Path, name: str
 ) -> None:
-    """The modules do not change. The run stops twice, and has other stages each time."""
+    """The modules do not change. The run stops twice, and has other stages each time.
+
+    It stops within the first epoch, and within the last one, whose mean loss the summary has.
+    """
     start, change = CASES[name]
     stopped = train(tmp_path / "run", *start, "max_steps=4")
-    again = resumed(stopped, *change, "max_steps=13")
+    again = resumed(stopped, *change, "max_steps=22")
     asked = int(change[0].removeprefix("gpus="))
     assert len(again.summary["stages"]) == (1 if "schedule=ll" in start else asked)
     assert_as_if_unbroken(resumed(again, "max_steps=null"), unbroken(name))
@@ -87,8 +92,10 @@ def test_a_run_can_resume_with_manual_cuts(
 
 @pytest.mark.parametrize(
     ("name", "signals"),
-    [("ppll", [signal.SIGTERM]), ("gpipe", [signal.SIGINT, signal.SIGTERM])],
-    ids=["once", "twice"],
+    [
+        pytest.param("gpipe", [signal.SIGTERM], id="once", marks=pytest.mark.slow),
+        pytest.param("ppll", [signal.SIGINT, signal.SIGTERM], id="twice"),
+    ],
 )
 def test_a_run_stopped_by_a_signal_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, signals: list[signal.Signals]

@@ -123,6 +123,7 @@ def test_a_worker_that_fails_because_its_parent_is_gone_prints_nothing(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_run_with_a_short_message(start: Start, folder: Path) -> None:
     session = start(*training(folder, *VIT, "gpus=3"))
     wait_for_training(session)

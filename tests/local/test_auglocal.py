@@ -189,7 +189,7 @@ def everything_is_trained(site: Site, train: Train, depth: int) -> list[nn.Modul
     ("model", "image", "depth"),
     [
         *((CifarResNet(depth=14), *each) for each in ((GREY, 1), (ODD, 2), (GREY, 5))),
-        (ResNet(depth=18), SMALL, 2),
+        pytest.param(*(ResNet(depth=18), SMALL, 2), marks=pytest.mark.slow),
     ],
 )
 def test_residual_networks(
@@ -253,7 +253,7 @@ def test_options_out_of_range_are_refused(options: dict[str, float], message: st
 @pytest.mark.parametrize(
     "model",
     [
-        ["model=resnet", "model.depth=14"],
+        pytest.param(["model=resnet", "model.depth=14"], marks=pytest.mark.slow),
         ["model=vit", "model.dim=16", "model.depth=6", "model.heads=2"],
     ],
 )

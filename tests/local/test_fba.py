@@ -150,18 +150,29 @@ def test_banked_features_are_pooled(model: Model) -> None:
         assert torch.equal(unit.build()(x), Pool(len(site.spec.shape))(x))
 
 
-@pytest.mark.parametrize("model", [RESNET, VIT], ids=["resnet", "vit"])
+OPTIONS: list[dict[str, object]] = [
+    {},
+    {"fusion": "add"},
+    {"shared_head": False},
+    {"features": 1},
+    {"normalize": True},
+    {"trains": "probe"},
+    {"join": "input"},
+    {"join": "input", "fusion": "add"},
+]
+"""Options, of which every other one is always tried on a ViT. The rest is tried on a ResNet."""
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("model", "options"),
     [
-        {},
-        {"fusion": "add"},
-        {"shared_head": False},
-        {"features": 1},
-        {"normalize": True},
-        {"trains": "probe"},
-        {"join": "input"},
-        {"join": "input", "fusion": "add"},
+        pytest.param(
+            *(model, options),
+            id=f"{name}-{options}",
+            marks=[pytest.mark.slow] * ((name == "vit") != (number % 2 == 0)),
+        )
+        for name, model in (("resnet", RESNET), ("vit", VIT))
+        for number, options in enumerate(OPTIONS)
     ],
 )
 def test_every_parameter_has_a_gradient(model: Model, options: dict[str, object]) -> None:

@@ -45,8 +45,14 @@ def test_the_average_has_fresh_weights_and_is_not_trained() -> None:
     assert all(torch.equal(b, before[n]) for n, b in mixture.average.named_buffers())
 
 
-@pytest.mark.parametrize("method", [MAN, MANPlus])
-@pytest.mark.parametrize("loss", ["infopro", "dgl", "ce", None])
+@pytest.mark.parametrize(
+    ("method", "loss"),
+    [
+        *((MANPlus, loss) for loss in ("infopro", "dgl", "ce", None)),
+        (MAN, None),
+        *(pytest.param(MAN, loss, marks=pytest.mark.slow) for loss in ("infopro", "dgl", "ce")),
+    ],
+)
 @pytest.mark.parametrize(("model", "module"), [(RESNET, 0), (RESNET, 1), (VIT, 1)])
 def test_gradients_reach_the_module_and_all_that_is_trained(
     method: type[MAN], loss: Any, model: Model, module: int
@@ -98,10 +104,11 @@ def test_the_network_of_manpp_over_dgl() -> None:
 @pytest.mark.parametrize(
     ("depth", "starts", "module", "expected"),
     [
-        (32, range(1, 16), 0, 1.0),  # the stem, in front of the first group
+        # the stem, in front of the first group
+        pytest.param(*(32, range(1, 16), 0, 1.0), marks=pytest.mark.slow),
         (32, range(1, 16), 5, 1.0),  # the last unit of the first group
         (32, range(1, 16), 6, 1 - 1 / 14),
-        (32, range(1, 16), 14, 1 - 2 / 14),
+        pytest.param(*(32, range(1, 16), 14, 1 - 2 / 14), marks=pytest.mark.slow),
         (8, [1, 3], 1, 1 - 1 / 3),  # division by K - 2 = 1 would give 0
     ],
 )

@@ -147,16 +147,30 @@ def information(criterion: Criterion, y: Tensor, batch: Mapping[str, Tensor]) ->
     return left * (5 * reconstruction + 0.5 * F.cross_entropy(base.base.head(y), batch[LABEL]))
 
 
-@pytest.mark.parametrize("method", [MAN, MANPlus])
+CASES: dict[str, tuple[Model, str | None, Read]] = {
+    "ce": (RESNET, "ce", through_the_head),
+    "dgl": (RESNET, "dgl", through_the_head),
+    "infopro": (RESNET, "infopro", information),
+    "vit": (VIT, None, through_a_block),
+}
+ALWAYS = [(MAN, "infopro"), (MANPlus, "infopro"), (MAN, "ce"), (MANPlus, "vit")]
+"""What is always tested: the loss that the methods weight in two ways, and the other losses once.
+
+A DGL network is read as that of `ce`.
+"""
+
+
 @pytest.mark.parametrize(
-    ("model", "loss", "read"),
+    ("method", "model", "loss", "read"),
     [
-        (RESNET, "ce", through_the_head),
-        (RESNET, "dgl", through_the_head),
-        (RESNET, "infopro", information),
-        (VIT, None, through_a_block),
+        pytest.param(
+            *(method, *case),
+            id=f"{name}-{method.__name__}",
+            marks=[pytest.mark.slow] * ((method, name) not in ALWAYS),
+        )
+        for method in (MAN, MANPlus)
+        for name, case in CASES.items()
     ],
-    ids=["ce", "dgl", "infopro", "vit"],
 )
 def test_three_steps_are_those_of_the_published_algorithm(
     method: type[MAN], model: Model, loss: Any, read: Read

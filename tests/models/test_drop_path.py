@@ -80,7 +80,13 @@ def test_rates_increase_from_the_first_block_to_the_last(name: str) -> None:
     assert not any(map(rates_of, units_of(name, 0.0)))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] * (n in ("bottleneck", "retinanet")))
+        for n in MODELS
+    ],
+)
 def test_drop_path_changes_no_weights_flops_or_costs(name: str) -> None:
     without, dropping = units_of(name, 0.0), units_of(name, 0.2)
     batch = {IMAGE: ValueSpec((3, 32, 32), torch.float32)}

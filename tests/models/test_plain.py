@@ -48,9 +48,16 @@ MODELS: Mapping[str, Model] = {
     "resnet50-imagenet": ResNet(depth=50, stem="imagenet"),
 }
 each_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+each_slow_if_large = pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(model, id=name, marks=[pytest.mark.slow] * (name == "resnet50-imagenet"))
+        for name, model in MODELS.items()
+    ],
+)
 
 
-@each_model
+@each_slow_if_large
 def test_names_of_parameters_begin_with_their_unit(model: Model) -> None:
     units = model.units(IMAGE, TASK)
     expected = {
@@ -103,7 +110,7 @@ def test_units_can_be_sent_to_another_process(model: Model) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@each_model
+@each_slow_if_large
 def test_units_never_change_their_inputs(model: Model, training: bool) -> None:
     x = torch.randn(2, 3, 32, 32)
     for unit in model.units(IMAGE, TASK):

@@ -173,7 +173,7 @@ def given_to_steps(stages: list[Stage]) -> dict[int, list[tuple[int, ...]]]:
 replicated = st.sampled_from([1, 3])
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.data(), any_routes(), st.integers(1, 4), st.booleans(), replicated)
 def test_any_legal_order_trains_the_same_as_one_device(
     data: st.DataObject, routes: Routes, count: int, norms: bool, replicas: int

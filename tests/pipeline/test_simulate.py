@@ -115,7 +115,7 @@ def test_bp_ll_pp_and_ppll_have_one_live_forward_per_stage(kind: type[Schedule])
 
 
 @pytest.mark.parametrize("kind", [GPipe, OneFOneB, NaivePipeline, PPLL, Interleaved, ZeroBubbleH1])
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(st.randoms(use_true_random=False), st.integers(1, 5), st.integers(1, 6), st.integers(0, 3))
 def test_more_slots_never_make_a_run_slower(
     kind: type[Schedule], random: Random, stages: int, microbatches: int, depth: int

@@ -97,7 +97,7 @@ def run_to_the_end(streams: Streams) -> None:
     assert {*run.peak_held} == {*slots}
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.integers(1, 8), st.integers(1, 16), st.integers(1, 4))
 @example(stages=4, microbatches=5, chunks=2)
 def test_interleaved_runs_for_any_number_of_micro_batches(

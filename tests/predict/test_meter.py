@@ -58,23 +58,23 @@ def asked() -> Iterator[Meter]:
 
 
 def test_one_process_answers_all_requests(asked: Meter) -> None:
-    """Each request sets the number of threads. The parent's number does not change."""
+    """Each request sets the number of threads. The parent's number does not change.
+
+    An answer says whether other programs disturbed the measurement.
+    """
     assert not active_children()
     threads = torch.get_num_threads()
     (one, few), (other, more) = asked.ask(1, tell), asked.ask(3, tell)
     assert one == other != os.getpid()
     assert (few, more) == (1, 3)
     assert torch.get_num_threads() == threads
-    asked.close()
-    assert not active_children()
-    assert asked.ask(1, tell)[0] != one
-
-
-def test_an_answer_says_whether_other_programs_disturbed_it(asked: Meter) -> None:
     asked.ask(1, disturb)
     assert asked.disturbed
     asked.ask(1, tell)
     assert not asked.disturbed
+    asked.close()
+    assert not active_children()
+    assert asked.ask(1, tell)[0] != one
 
 
 @pytest.mark.slow

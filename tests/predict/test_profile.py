@@ -57,8 +57,12 @@ def test_equal_units_are_measured_once(cache: Path) -> None:
     """The six units are of three kinds.
 
     Two of these are also measured as the first unit of a module. There are two kinds of losses.
+    Measuring changes neither random numbers nor threads.
     """
+    state, threads = torch.random.get_rng_state(), torch.get_num_threads()
     found = prepared("gpus=2", "local.modules=5")
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
     records = kept(cache)
     kinds = sorted(name.split()[0] for name in records)
     assert kinds == ["auxiliary"] * 2 + ["copy"] * 2 + ["parameter"] + ["unit"] * 5
@@ -92,13 +96,6 @@ def test_parameters_that_are_not_trained_are_counted_apart(cache: Path) -> None:
     counts = {(record["params"], record["frozen_bytes"]) for record in units}
     assert counts == {(0, 4 * (3 * 8 * 8 + 1) * 5), ((5 + 1) * 10, 0)}
     assert records["parameter"]["bytes"] == pytest.approx(16, abs=0.5)  # as for other models
-
-
-def test_profiling_changes_neither_random_numbers_nor_threads() -> None:
-    state, threads = torch.random.get_rng_state(), torch.get_num_threads()
-    prepared("gpus=2", "local=dgl")
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.slow

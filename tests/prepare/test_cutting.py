@@ -57,7 +57,7 @@ def every_cut(names: Sequence[str], stages: int) -> list[str]:
     "case",
     [
         pytest.param(["local=greedy", "gpus=2"], marks=pytest.mark.slow),
-        ["local=dgl", "local.hidden=600", "gpus=3", SHORT],  # heads cost more than units
+        ["local=dgl", "local.hidden=600", "gpus=2", SHORT],  # heads cost more than units
         ["schedule=gpipe", "gpus=3", SHORT],
         pytest.param(["local=infopro", "local.modules=5", "gpus=2"], marks=pytest.mark.slow),
     ],
@@ -130,7 +130,7 @@ def test_grouping_counts_the_cost_of_sending() -> None:
 
 
 def test_every_stage_gets_units() -> None:
-    for gpus in (1, 3, 7, 8):
+    for gpus in (3, 8):
         layout = prepared("local=fba", "partition=flops", f"gpus={gpus}").job.layout
         stages = [layout.units(stage) for stage in range(layout.stages)]
         assert len(stages) == gpus

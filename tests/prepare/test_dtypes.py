@@ -12,7 +12,8 @@ from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import ImageSpec, Unit
 from ppll_cli.tasks.classification import classes_of
 from ppll_cli.tasks.task import Task
-from tests.conftest import Runner, assert_same_run, own_model, prepared
+from tests.conftest import assert_same, own_model, prepared
+from tests.worker.inside import run_inside
 
 DTYPES = ["float64", "float16", "bfloat16", "complex64", "int64", "bool"]
 
@@ -81,7 +82,10 @@ def typed(dtype: str, **options: object) -> list[str]:
     return own_model("prepare.test_dtypes.Typed", dtype=dtype, **options)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(d, marks=[pytest.mark.slow] * (d not in ("float64", "int64"))) for d in DTYPES],
+)
 def test_a_local_loss_that_cannot_read_a_modules_output_is_refused(dtype: str) -> None:
     """A worker failed, with a message of torch that named no unit."""
     cut = "local.cuts=[next]"
@@ -135,14 +139,22 @@ def test_a_unit_that_cannot_read_its_input_is_refused() -> None:
 
 @pytest.mark.parametrize("dtype", ["float64", "int64", "complex64"])
 def test_a_local_method_that_reads_another_dtype_trains_the_same_under_ll_and_ppll(
-    run: Runner, dtype: str
+    tmp_path: Path, dtype: str
 ) -> None:
+    """Channels between processes carry these dtypes in `tests/transport/test_channel.py`."""
     method = "local._target_=tests.prepare.test_dtypes.Convert"
     tiny = [*typed(dtype), method, "local.cuts=[next]", "max_steps=3", "data.eval_limit=20"]
-    assert_same_run(run(*tiny, "schedule=ll"), run(*tiny, "schedule=ppll"))
+    assert_same_runs(tmp_path, [*tiny, "schedule=ll"], [*tiny, "schedule=ppll"])
 
 
-def test_token_ids_cross_a_cut_without_a_gradient(run: Runner) -> None:
+def test_token_ids_cross_a_cut_without_a_gradient(tmp_path: Path) -> None:
     tiny = [*own_model("prepare.test_dtypes.Tokens"), "max_steps=3", "data.eval_limit=20"]
     cut = ["gpus=2", "partition=manual", "partition.cuts=[embed]"]
-    assert_same_run(run(*tiny, "schedule=bp"), run(*tiny, "schedule=pp", *cut))
+    assert_same_runs(tmp_path, [*tiny, "schedule=bp"], [*tiny, "schedule=pp", *cut])
+
+
+def assert_same_runs(folder: Path, one: list[str], other: list[str]) -> None:
+    first, second = run_inside(folder / "one", *one), run_inside(folder / "other", *other)
+    assert_same(first.tensors, second.tensors)
+    assert first.test == second.test
+    assert first.test

@@ -178,7 +178,7 @@ def threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("largest", [1, 2**16, 2**24])
-@pytest.mark.parametrize("classes", [1, 3, 20, 91])
+@pytest.mark.parametrize("classes", [1, 3, 20, pytest.param(91, marks=pytest.mark.slow)])
 def test_the_loss_of_several_pictures_has_the_bits_of_single_pictures(
     monkeypatch: pytest.MonkeyPatch, classes: int, largest: int
 ) -> None:

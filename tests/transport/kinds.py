@@ -120,6 +120,7 @@ CASES: dict[str, Tensors] = {
             torch.float32,
             torch.float16,
             torch.bfloat16,
+            torch.complex64,
             torch.int64,
             torch.uint8,
             torch.bool,

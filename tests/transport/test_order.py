@@ -37,7 +37,7 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Cuda]:
 
 @pytest.mark.parametrize("aside", [False, True])
 @settings(
-    max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )  # the fixture has no state
 @given(data=st.data())
 def test_every_value_arrives_in_any_order_of_hosts_and_streams(

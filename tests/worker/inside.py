@@ -43,9 +43,14 @@ class Turns(Condition):
     broken = False
 
     def wait_until(self, ready: Callable[[], bool]) -> bool:
-        """Wait until a condition is true, or raise an error."""
+        """Wait until a condition is true, or raise an error.
+
+        The threads share torch's random generator. Each finds it as it left it, as in a process.
+        """
+        state = torch.get_rng_state()
         if not self.wait_for(lambda: self.broken or ready(), LIMIT_S) or self.broken:
             raise TimeoutError("the other workers do not get on")
+        torch.set_rng_state(state)
         return True
 
 

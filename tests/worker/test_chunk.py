@@ -37,11 +37,14 @@ BATCH = 16
 ON_VIT = [*CHOICES[::2], ["local=vit_blocks"]]
 """What is always tried on a ViT, and on a ResNet as a slow test; the rest is tried vice versa."""
 
+FURTHER = [["fba=on", f"fba.{key}"] for key in ("fusion=add", "shared_head=false", "features=1")]
+"""What is tried only in slow tests: options that change little in what is computed."""
+
 CASES = [
     pytest.param(
         *(model, choice),
         id=" ".join([model, *choice]),
-        marks=[pytest.mark.slow] * ((model == "vit") != (choice in ON_VIT)),
+        marks=[pytest.mark.slow] * ((model == "vit") != (choice in ON_VIT) or choice in FURTHER),
     )
     for model in MODELS
     for choice in CHOICES
@@ -59,7 +62,7 @@ def held(job: Job, stage: int = 0) -> list[HeldChunk]:
     return [HeldChunk(job, n, site, torch.device("cpu")) for n in job.layout.of(stage)]
 
 
-def whole_model(model: str, choice: list[str], modules: int = 6) -> list[HeldChunk]:
+def whole_model(model: str, choice: list[str], modules: int = 4) -> list[HeldChunk]:
     """All modules in one stage, as `ll` has them."""
     where = ["schedule=ll", "gpus=1", f"local.modules={modules}"]
     return held(job_of(*MODELS[model], *choice, *where))

@@ -72,7 +72,10 @@ def test_the_learning_rate_is_that_of_the_last_step(tmp_path: Path) -> None:
         (["schedule=ll"], ["schedule=ppll", "gpus=3"], 5),
         pytest.param(["gpus=3"], ["gpus=2"], 5, marks=pytest.mark.slow),
         (["gpus=3"], ["gpus=2"], 6),
-        (["schedule=gpipe", "gpus=2"], ["schedule=gpipe", "gpus=3"], 5),
+        pytest.param(
+            *(["schedule=gpipe", "gpus=2"], ["schedule=gpipe", "gpus=3"], 5),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             *(["gpus=4", "replicas=2"], ["gpus=4", "replicas=2"], 5), marks=pytest.mark.slow
         ),

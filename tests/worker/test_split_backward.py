@@ -22,7 +22,8 @@ IN_BF16 = ["vit", "resnet32", "edsr", "idle"]
         pytest.param(
             *(model, how),
             id=" ".join([model, *how]),
-            marks=[pytest.mark.slow] * (model in LARGE or (how is HOW[1]) != (model in IN_BF16)),
+            marks=[pytest.mark.slow]
+            * (model in (*LARGE, "retinanet") or (how is HOW[1]) != (model in IN_BF16)),
         )
         for model in MODELS
         for how in HOW

@@ -239,22 +239,13 @@ model HERE.Wider | running a sample through 'second' raised RuntimeError:
 model HERE.TwoNames | unit second returned Tensor instead of a tensor for each name that it writes
 model HERE.NoFunction | `build` of unit 'second' is no function that returns a network
 model HERE.NoName | unit 'second' writes (): it must write at least one tensor; give each tensor
-model HERE.OneNameTwice | unit 'second' writes ('x', 'x'): it must write
-model HERE.OneString | reads and writes of unit 'second' must be tuples of names, not 'x'; for
-model HERE.SetOfNames | must be tuples of names, not frozenset({'x'}); for example ("x",)
 model HERE.NoNames | must be tuples of names, not None
-model HERE.NumberAsName | must be tuples of names, not (1,)
 model HERE.SharedWeights | 'second' has the same 'weight' after two calls of its build(); build()
-model HERE.KeptLayer | 'second' raised TypeError: the parameter '0.weight' existed before the net
 local HERE.KeptHead | module 0 raised TypeError: the parameter 'head.1.weight' existed before the
 model HERE.NoBatch | 'second' writes 'x' with shape [1, 7, 64] for 7 samples; the first dimension
-model HERE.Products | 'x' with shape [7, 7] for 7 samples and [1, 1] for one; only the first
 model HERE.Numbered | must return a list of at least one Unit, each with text as its name
 model HERE.Endless | its units() returns more than 10000 units; it may never end; put several
 model HERE.RaisesInConstructor | constructing it raised KeyError: 'where is it'; see line
-model HERE.RaisesInUnits | units() raised ValueError: not these images; see line
-model tests.own_models.NotUnits | must return a list of at least one Unit
-model tests.own_models.ReadsLabel | reads 'label', which no earlier unit writes
 local fractions.Fraction | derive it from ppll_cli.local.method.LocalMethod
 local ppll_cli.local.method.LocalMethod | abstract method CRITERION
 local HERE.ReturnsNumber | the auxiliary network of module 0 raised TypeError: int was built
@@ -265,6 +256,19 @@ data HERE.Misnamed | its class_names are 2, but its task has 10 classes; give ea
 data HERE.Unreadable | loading the data raised RuntimeError: the disk is on fire; see line
 """
 
+UNUSABLE_TOO = """
+model HERE.OneNameTwice | unit 'second' writes ('x', 'x'): it must write
+model HERE.OneString | reads and writes of unit 'second' must be tuples of names, not 'x'; for
+model HERE.SetOfNames | must be tuples of names, not frozenset({'x'}); for example ("x",)
+model HERE.NumberAsName | must be tuples of names, not (1,)
+model HERE.KeptLayer | 'second' raised TypeError: the parameter '0.weight' existed before the net
+model HERE.Products | 'x' with shape [7, 7] for 7 samples and [1, 1] for one; only the first
+model HERE.RaisesInUnits | units() raised ValueError: not these images; see line
+model tests.own_models.NotUnits | must return a list of at least one Unit
+model tests.own_models.ReadsLabel | reads 'label', which no earlier unit writes
+"""
+"""Slow cases: other faults that are found by the checks above."""
+
 
 def chosen(group: str, path: str) -> str:
     """Return the arguments that choose a class for a group of the configuration."""
@@ -272,10 +276,18 @@ def chosen(group: str, path: str) -> str:
     return " ".join([*removed, f"{group}._target_={path}"])
 
 
-UNUSABLE_HERE = UNUSABLE.replace("HERE", __name__).replace("CRITERION", CRITERION)
+def here(table: str) -> list[list[str]]:
+    return rows(table.replace("HERE", __name__).replace("CRITERION", CRITERION))
 
 
-@pytest.mark.parametrize("row", rows(UNUSABLE_HERE), ids=lambda row: row[0])
+@pytest.mark.parametrize(
+    "row",
+    [
+        *here(UNUSABLE),
+        *(pytest.param(row, marks=pytest.mark.slow) for row in here(UNUSABLE_TOO)),
+    ],
+    ids=lambda row: row[0],
+)
 def test_a_class_that_cannot_be_used_is_refused(refused: Refused, row: list[str]) -> None:
     target, words = row
     refused(chosen(*target.split()), words)

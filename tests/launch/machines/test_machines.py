@@ -25,6 +25,7 @@ clock.perf_counter = groups.perf_counter = lambda: perf_counter() + 1000.0
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is seen from /proc")
 
 
+@pytest.mark.slow  # `tests/launch/test_wiring.py` has faster tests, with one launcher
 @pytest.mark.parametrize(
     ("schedule", "machines", "case", "places"),
     [
@@ -34,10 +35,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is seen from
             [*RESNET, "fba=on", "local.modules=4", "gpus=4", "timeline=true"],
             [0, 0, 1, 2],
         ),
-        pytest.param(
-            *("gpipe", 2, [*VIT, "gpus=4", "replicas=2", "optim.clip_norm=0.1"], [0, 0, 1, 1]),
-            marks=pytest.mark.slow,
-        ),
+        ("gpipe", 2, [*VIT, "gpus=4", "replicas=2", "optim.clip_norm=0.1"], [0, 0, 1, 1]),
     ],
     ids=["ppll", "replicas"],
 )

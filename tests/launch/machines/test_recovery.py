@@ -40,10 +40,11 @@ def killed_once(unit: str, file: Path) -> list[str]:
     return own_model("Faulty", unit=unit, act="kill", once=file, layers=4)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("unit", "stage"),
-    [("first", 0), pytest.param("fourth", 3, marks=pytest.mark.slow)],
+    [("first", 0), ("fourth", 3)],
     ids=["leader", "follower"],
 )
 def test_a_killed_stage_between_stages_of_its_machine_restarts_alone(

@@ -46,7 +46,7 @@ def test_every_trial_has_valid_settings(trial: Trial) -> None:
     assert choices["local"] in (("greedy", "man", "manpp", "fba") if local else ("greedy",))
 
 
-@pytest.mark.parametrize("name", ["x2", "x4"])
+@pytest.mark.parametrize("name", ["x2", pytest.param("x4", marks=pytest.mark.slow)])
 def test_edsr_is_cut_into_modules_of_almost_equal_size(name: str, tmp_path: Path) -> None:
     """Ten units cannot be divided into four equal parts."""
     folder = write_photos(tmp_path / "photos", width=200, height=180)

@@ -1,14 +1,21 @@
 """Runs of ppll-run that a benchmark starts."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from scripts.benchmarks import runs
 from scripts.benchmarks.runs import RunFailedError, machine, run
 
 
-def test_a_failed_run_is_reported_with_its_error(tmp_path: Path) -> None:
-    with pytest.raises(RunFailedError, match=r"epochs=none ended with 2: .*epochs=none: must be"):
+def test_a_failed_run_is_reported_with_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short program takes the place of ppll-run, which would import Hydra and more."""
+    said = "import sys; print('ppll-run:', *sys.argv[1:2], file=sys.stderr); sys.exit(2)"
+    monkeypatch.setattr(runs, "ppll_run", lambda *given: [sys.executable, "-c", said, *given])
+    with pytest.raises(RunFailedError, match=r"^epochs=none ended with 2: ppll-run: epochs=none$"):
         run(["epochs=none"], tmp_path / "run")
 
 

@@ -138,7 +138,10 @@ def test_a_silent_worker_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> 
     ("name", "devices", "reason"),
     [
         ("ddp", ("cuda:0", "cuda:0"), "NCCL refuses two ranks on one GPU"),
-        ("bp_all_threads", ("cuda:0", "cuda:1"), "this row is for CPUs"),
+        pytest.param(
+            *("bp_all_threads", ("cuda:0", "cuda:1"), "this row is for CPUs"),
+            marks=pytest.mark.slow,
+        ),
         (  # its preparation was refused, which ended the whole benchmark
             "ppll_recover",
             ("cuda:0", "cuda:1"),
@@ -153,6 +156,7 @@ def test_rows_that_cannot_be_measured_are_left_out(
     assert Case("vit", 2, []).contenders([name]) == ([], {name: reason})
 
 
+@pytest.mark.slow
 def test_the_split_backward_of_torch_is_left_out_for_maps() -> None:
     """It failed in the midst of the benchmark: "Can't detach views in-place"."""
     name = "torch_zero_bubble_m4"
