@@ -4,6 +4,8 @@ import argparse
 import sys
 from importlib import import_module
 
+from scripts.benchmarks.session import let_sessions_be_interrupted
+
 NAMES = (
     *("accuracy", "beyond", "host", "network", "restarts"),
     *("scaling", "schedules", "soak", "startup", "transport"),
@@ -19,6 +21,7 @@ def main() -> None:
     )
     parser.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     name = parser.parse_args(sys.argv[1:2]).name
+    let_sessions_be_interrupted()
     import_module(f"scripts.benchmarks.{name}").main(sys.argv[2:])
 
 

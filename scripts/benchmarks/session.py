@@ -140,6 +140,16 @@ def ppll_run(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "ppll_cli", *arguments]
 
 
+def let_sessions_be_interrupted() -> None:
+    """Let the programs of sessions react to SIGINT even if this program was started to ignore it.
+
+    Shells without job control start programs in the background with SIGINT ignored, and programs
+    that these start inherit this. A signal with a handler is not ignored in a new program.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: None)
+
+
 def names_in_shared_memory() -> set[str]:
     """Return all names in shared memory, except semaphores."""
     with suppress(OSError):

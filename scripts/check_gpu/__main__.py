@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.benchmarks.session import let_sessions_be_interrupted
 from scripts.check_gpu.report import Report
 from scripts.check_gpu.running import Check, run_steps
 from scripts.check_gpu.steps import groups, needed, unavailable
@@ -19,6 +20,7 @@ GROUPS = "facts, exact, equal, users, numbers, equal numbers, tests, speed"
 def main(arguments: Sequence[str]) -> int:
     """Run the check; return 0, or 1 if a step failed, or 2 if the check cannot run here."""
     options = _options(arguments)
+    let_sessions_be_interrupted()
     options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="check-gpu-", ignore_cleanup_errors=True) as work:
         os.environ["XDG_CACHE_HOME"] = f"{work}/cache"  # uses no old profile, and leaves no file

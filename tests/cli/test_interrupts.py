@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.benchmarks.session import LIMIT_S
 from tests.cli.test_app import PLACES, PLAIN
 from tests.warm import WarmSession
 
@@ -63,7 +64,7 @@ def test_a_terminal_shows_the_run_and_is_restored_at_the_end(tmp_path: Path) -> 
     os.write(terminal, b"\x03")
     printed += read_until(terminal, None)
     os.close(terminal)
-    assert process.wait(timeout=60) == 128 + signal.SIGINT
+    assert process.wait(timeout=LIMIT_S) == 128 + signal.SIGINT
     check_interrupted(tmp_path / "run")
 
     text = re.sub(r"\x1b\[[0-9;]*m", "", printed)
@@ -82,7 +83,7 @@ def read_until(terminal: int, text: str | None) -> str:
     """Read a terminal until the text appears. Without a text, read until the program has ended."""
     seen = b""
     while text is None or text not in seen.decode(errors="replace"):
-        assert select.select([terminal], [], [], 60.0)[0], seen.decode(errors="replace")
+        assert select.select([terminal], [], [], LIMIT_S)[0], seen.decode(errors="replace")
         try:
             seen += os.read(terminal, 65536)
         except OSError:  # the program has ended

@@ -38,6 +38,7 @@ def test_networks_without_parameters_are_not_compiled(monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # the C++ compiler is slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch 2.11 uses it
 def test_a_compiled_network_computes_the_same_for_any_batch_size() -> None:
     prepare_compiler()
     from torch._inductor import codecache

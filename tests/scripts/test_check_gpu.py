@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -240,6 +241,21 @@ def test_a_missing_gpu_is_reported(
     assert capsys.readouterr().err == (
         "check-gpu: there is no CUDA device; DEVICE=cpu tries the check itself on the CPU\n"
     )
+
+
+def test_a_check_in_the_background_can_interrupt_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some shells start it with SIGINT ignored; its runs ignored it too, and "interrupt" failed."""
+    script = "import signal; raise SystemExit(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
+    group = steps.Group("facts", [Program("a run", ["-c", script], 30.0)])
+    monkeypatch.setattr(program, "groups", lambda _: [group])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert program.main(["--device=cpu", f"--output={tmp_path / 'found'}"]) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_unknown_group_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,11 @@ HOW = [["optim=sgd", "precision=fp32"], ["optim=adamw", "precision=bf16"]]
 IN_BF16 = ["vit", "resnet32", "edsr", "idle"]
 """Models that are always tested in bf16, and as slow tests in fp32. For others, the reverse."""
 
+CRASHES = pytest.mark.skipif(
+    torch.__version__ < "2.14",
+    reason="torch 2.11 crashes on CPU, in a backward of GroupNorm only to its weights",
+)
+
 
 @pytest.mark.parametrize(
     ("model", "how"),
@@ -23,7 +28,8 @@ IN_BF16 = ["vit", "resnet32", "edsr", "idle"]
             *(model, how),
             id=" ".join([model, *how]),
             marks=[pytest.mark.slow]
-            * (model in (*LARGE, "retinanet") or (how is HOW[1]) != (model in IN_BF16)),
+            * (model in (*LARGE, "retinanet") or (how is HOW[1]) != (model in IN_BF16))
+            + [CRASHES] * (model == "retinanet group"),
         )
         for model in MODELS
         for how in HOW

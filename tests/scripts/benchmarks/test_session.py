@@ -5,9 +5,11 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from scripts.benchmarks import __main__ as program
 from scripts.benchmarks import session
 from scripts.benchmarks.session import Session
 
@@ -65,3 +67,23 @@ def test_waiting_for_a_condition_ends_with_the_program(tmp_path: Path) -> None:
         started.signal(signal.SIGTERM, started.pid)
         assert not started.wait_until(lambda: False)
         assert started.status == -signal.SIGTERM
+
+
+def test_a_benchmark_in_the_background_can_interrupt_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some shells start it with SIGINT ignored; its runs ignored it too."""
+
+    def interrupt(_: object) -> None:
+        with Session([sys.executable, "-c", SLEEPER], tmp_path / "printed") as started:
+            assert started.wait_until(lambda: "ready" in started.printed())
+            started.signal(signal.SIGINT, started.pid)
+            assert started.wait(30.0) == -signal.SIGINT
+
+    monkeypatch.setattr(program, "import_module", lambda _: SimpleNamespace(main=interrupt))
+    monkeypatch.setattr(sys, "argv", ["benchmark", "soak"])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        program.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
