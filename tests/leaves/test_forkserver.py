@@ -132,6 +132,32 @@ def test_a_missing_fork_server_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
         forkserver.begin(worker)
 
 
+def test_a_removed_socket_does_not_fail_a_complete_run(
+    sleeper: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A cleaner of /tmp had removed it, and a long run ended with a traceback and status 1."""
+    server: Any = library.ForkServer()
+    server._forkserver_pid, server._forkserver_address = sleeper, str(tmp_path / "listener")
+    server._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)
+    monkeypatch.setattr(library, "_forkserver", server)
+    forkserver.stop()
+    assert server._forkserver_pid is None
+
+
+def test_a_removed_socket_is_named_if_a_worker_is_to_be_started(
+    sleeper: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message of a sweep's next job spoke of results that cannot be written."""
+
+    def start() -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(library._forkserver, "_forkserver_address", "/t/listener", raising=False)
+    worker: Any = SimpleNamespace(start=start)
+    with pytest.raises(RunFailedError, match="something removed /t/listener, so no worker can be"):
+        forkserver.begin(worker)
+
+
 def test_time_during_which_all_processes_were_stopped_does_not_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

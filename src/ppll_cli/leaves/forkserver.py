@@ -90,7 +90,11 @@ def _without_current_directory() -> Iterator[None]:
 
 
 def begin(worker: ForkServerProcess) -> None:
-    """Let the fork server start a worker; raise RunFailedError if the server does not answer."""
+    """Let the fork server start a worker.
+
+    Raises:
+        RunFailedError: The server does not answer, or its socket is gone.
+    """
     ended, problem = Event(), list[str]()
     watcher = Thread(target=_end_if_stopped, args=(ended, problem), name="ppll-fork", daemon=True)
     watcher.start()
@@ -100,6 +104,10 @@ def begin(worker: ForkServerProcess) -> None:
         ended.set()
         watcher.join()
         raise (RunFailedError(problem[0]) if problem else lost_helper("fork server")) from error
+    except FileNotFoundError as error:
+        server: Any = forkserver._forkserver
+        gone = f"something removed {server._forkserver_address}, so no worker can be started"
+        raise RunFailedError(gone) from error
     finally:
         ended.set()
 
@@ -180,7 +188,10 @@ def stop() -> None:
     server: Any = forkserver._forkserver  # multiprocessing offers no public way to end it
     if server._forkserver_pid is not None:
         kill()
-        server._stop()  # waits for the ended process
+        with suppress(
+            FileNotFoundError
+        ):  # something has removed the socket, as cleaners of /tmp do
+            server._stop()  # waits for the ended process, then removes its socket
 
 
 def kill() -> None:
