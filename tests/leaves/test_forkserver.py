@@ -1,5 +1,6 @@
 """The fork server: its environment, and what happens if it does not answer."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ppll_cli.errors import RunFailedError
+from ppll_cli.errors import ConfigError, RunFailedError
 from ppll_cli.leaves import forkserver
 from ppll_cli.leaves.programs import STOPPING
 
@@ -130,6 +131,17 @@ def test_a_missing_fork_server_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
     worker: Any = SimpleNamespace(start=start)
     with pytest.raises(RunFailedError, match="fork server is gone; if nobody killed it"):
         forkserver.begin(worker)
+
+
+def test_a_limit_of_processes_is_named(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a login node, the program ended with a traceback."""
+
+    def ensure_running() -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(library, "ensure_running", ensure_running)
+    with pytest.raises(ConfigError, match=r"^ulimit -u=\w+: the system starts no further process"):
+        forkserver.start()
 
 
 def test_a_removed_socket_does_not_fail_a_complete_run(
