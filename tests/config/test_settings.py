@@ -5,6 +5,7 @@ import re
 from copy import deepcopy
 from functools import cache
 from math import inf, nan
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from ppll_cli.config import sections, settings
 from ppll_cli.config.options import conf_dir
 from ppll_cli.config.settings import Settings, usable_cores
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves import machine
 from tests.conftest import compose_config
 
 
@@ -213,19 +215,12 @@ def test_right_values_are_kept(changes: dict[str, object]) -> None:
     ],
 )
 def test_usable_cores_are_limited_by_affinity_and_quota(
-    monkeypatch: pytest.MonkeyPatch, affinity: int, quota: str | None, cores: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, affinity: int, quota: str | None, cores: int
 ) -> None:
-    class File:
-        def __init__(self, path: str) -> None:
-            assert path == "/sys/fs/cgroup/cpu.max"
-
-        def read_text(self) -> str:
-            if quota is None:
-                raise FileNotFoundError
-            return quota + "\n"
-
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota + "\n")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(affinity)), raising=False)
-    monkeypatch.setattr(settings, "Path", File)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
     assert usable_cores() == cores
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,15 @@ def test_the_commit_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     git(tmp_path, monkeypatch, "echo " + "ab" * 20)
     root = Path(__file__).parents[2]
     assert _git_commit() == ("ab" * 20 if (root / ".git").exists() else None)
+
+
+def test_the_commit_is_the_programs_own_where_git_names_another_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hook of git, and an alias, call programs with GIT_DIR set to the user's repository."""
+    own = _git_commit()
+    run_git = ["git", "-c", "user.name=n", "-c", "user.email=e", "-C", str(tmp_path)]
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run([*run_git, *arguments], check=True)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
+    assert _git_commit() == own

@@ -166,9 +166,13 @@ def test_pictures_that_fail_do_not_fail_the_run(
         (FileNotFoundError(errno.ENOENT, "No such file", "/data/x"), "No such file: /data/x"),
         (ValueError("I/O error (os error 28)"), "ValueError: I/O error (os error 28); a disk is"),
         (ValueError("[Errno 28] full"), "ValueError: [Errno 28] full; a disk is full: free some"),
+        (
+            RuntimeError("can't start new thread"),
+            "RuntimeError: can't start new thread; end other processes, or allow more processes",
+        ),
     ],
 )
-def test_the_message_blames_the_disk_only_for_disk_errors(error: Exception, said: str) -> None:
+def test_a_message_has_the_remedy_of_its_error(error: Exception, said: str) -> None:
     assert str(failure.run_failed(error, Path("/r"))).startswith(said)
 
 

@@ -1,6 +1,7 @@
 """The files that a run writes, and unusual but valid configurations."""
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from ppll_cli.models.unit import ImageSpec
 from ppll_cli.models.vit import ViT
 from ppll_cli.observe.metrics import Metrics
 from ppll_cli.tasks.classification import Classification
+from ppll_cli.transport import memory
 from tests.conftest import Runner, assert_same, compose_config, own_model, shared_memory
 from tests.worker.inside import run_inside
 
@@ -182,6 +184,20 @@ def test_a_run_without_room_in_shared_memory_is_refused(
     full = "transport=ring: its slots take 1 MiB, but /dev/shm has room for 0 MiB; enlarge /dev/shm"
     with pytest.raises(ConfigError, match=full):
         run(*TINY)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /dev/shm")
+@pytest.mark.parametrize(
+    ("name", "why"), [("missing", "does not exist"), ("file", "cannot be written to")]
+)
+def test_a_run_without_shared_memory_is_refused(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, why: str
+) -> None:
+    """The run failed when it began, and the message spoke of its results and of continuing it."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(memory, "SHARED_MEMORY", tmp_path / name)
+    with pytest.raises(ConfigError, match=f"{name}: {why}, but a run's processes share memory"):
+        run(*TINY, "schedule=bp")
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The fork server: its environment, and what happens if it does not answer."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ppll_cli.errors import RunFailedError
+from ppll_cli.errors import ConfigError, RunFailedError
 from ppll_cli.leaves import forkserver
 from ppll_cli.leaves.programs import STOPPING
 
@@ -129,6 +130,43 @@ def test_a_missing_fork_server_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
 
     worker: Any = SimpleNamespace(start=start)
     with pytest.raises(RunFailedError, match="fork server is gone; if nobody killed it"):
+        forkserver.begin(worker)
+
+
+def test_a_limit_of_processes_is_named(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a login node, the program ended with a traceback."""
+
+    def ensure_running() -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(library, "ensure_running", ensure_running)
+    with pytest.raises(ConfigError, match=r"^ulimit -u=\w+: the system starts no further process"):
+        forkserver.start()
+
+
+def test_a_removed_socket_does_not_fail_a_complete_run(
+    sleeper: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A cleaner of /tmp had removed it, and a long run ended with a traceback and status 1."""
+    server: Any = library.ForkServer()
+    server._forkserver_pid, server._forkserver_address = sleeper, str(tmp_path / "listener")
+    server._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)
+    monkeypatch.setattr(library, "_forkserver", server)
+    forkserver.stop()
+    assert server._forkserver_pid is None
+
+
+def test_a_removed_socket_is_named_if_a_worker_is_to_be_started(
+    sleeper: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message of a sweep's next job spoke of results that cannot be written."""
+
+    def start() -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(library._forkserver, "_forkserver_address", "/t/listener", raising=False)
+    worker: Any = SimpleNamespace(start=start)
+    with pytest.raises(RunFailedError, match="something removed /t/listener, so no worker can be"):
         forkserver.begin(worker)
 
 

@@ -1,10 +1,13 @@
 """Comparison of runs: the numbers, and which runs may be compared."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ppll_cli.leaves.files import open_regular
 from ppll_cli.observe.comparison import Comparison, compare
 from ppll_cli.observe.comparison_picture import points
 from ppll_cli.observe.comparison_tables import as_markdown
@@ -140,6 +143,25 @@ def test_a_run_with_a_damaged_configuration_is_not_listed(tmp_path: Path, choice
     make(tmp_path / "0", "ppll")
     write(tmp_path / "1", config={**CONFIG, "choices": choices}, summary={})
     assert [row.run.name for row in compare([tmp_path]).rows] == ["0"]
+
+
+def test_files_that_cannot_be_read_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a word, another user's completed run was shown as running, and without speed."""
+    make(tmp_path / "0", "ppll")
+    unread = tmp_path / "0" / "summary.json"
+
+    def opened(path: Path, *arguments: Any) -> Any:
+        if path == unread:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open_regular(path, *arguments)
+
+    monkeypatch.setattr("ppll_cli.leaves.files.open_regular", opened)
+    monkeypatch.setattr(os, "access", lambda path, _: path != unread)
+    found = compare([tmp_path])
+    assert [row.run.status for row in found.rows] == ["running"]
+    assert "0 is not shown as it is: summary.json cannot be read" in found.notes
 
 
 def test_a_run_with_more_steps_than_its_summary_is_running(tmp_path: Path) -> None:

@@ -287,6 +287,18 @@ def test_a_very_narrow_terminal_gets_plain_lines(
     assert printed.splitlines()[-1] == "test accuracy 0.8750 in outputs/x"
 
 
+def test_a_file_gets_no_live_display_even_if_colours_are_forced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Many build servers set FORCE_COLOR; their logs had the codes that move a cursor."""
+    file = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", file)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    show_everything(Console(FACTS))
+    assert "\x1b[?25" not in file.getvalue()
+
+
 @pytest.mark.parametrize("columns", ["20", "30"])
 def test_a_narrow_terminal_breaks_no_words(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
     """The tables once had one letter in each line."""

@@ -1,8 +1,11 @@
 """Timelines: the content of the file, and what the picture shows."""
 
 import json
+import os
+import sys
 from itertools import pairwise
 from pathlib import Path
+from subprocess import run as run_program
 from typing import Any
 
 import numpy as np
@@ -247,6 +250,22 @@ def test_the_picture_explains_itself(tmp_path: Path, monkeypatch: pytest.MonkeyP
     image = imread(tmp_path / "timeline.png")
     assert (image[:, :, 3:] == 1).all()
     assert (image[0, 0, :3] == 1).all()
+
+
+def test_the_first_picture_of_a_process_ignores_the_users_matplotlib(tmp_path: Path) -> None:
+    """An unknown backend, as a notebook's, kept the timeline from being drawn."""
+    code = (
+        "import sys; from pathlib import Path; from ppll_cli.observe.spans import Span, Traced\n"
+        "from ppll_cli.observe.timeline_picture import picture\n"
+        "lanes = [[Span(0.0, 1.0, 'starved', None, 0)]]\n"
+        "picture(Path(sys.argv[1]), Traced(lanes, ['0'], ['cpu'], 'title', 1))\n"
+    )
+    environment = {**os.environ, "MPLBACKEND": "unknown", "HOME": "/dev/null"}
+    path = tmp_path / "timeline.png"
+    call = [sys.executable, "-c", code, str(path)]
+    done = run_program(call, env=environment, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert path.exists()
 
 
 def test_a_title_says_how_fast_and_how_idle() -> None:

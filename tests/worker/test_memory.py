@@ -1,10 +1,12 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from ppll_cli.worker import memory as memories
 from ppll_cli.worker.memory import Memory
 
 SCRIPT = """
@@ -48,3 +50,9 @@ def test_the_peak_is_that_of_the_steady_state() -> None:
     assert memory.peak() == 1 << 50
     memory.begin_peak()
     assert memory.peak() in (None, 1 << 50)  # unknown if Linux does not let the peak be reset
+
+
+def test_without_proc_memory_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a chroot without /proc, each worker died when it started."""
+    monkeypatch.setattr(memories, "STATUS", tmp_path / "status")
+    assert Memory(torch.device("cpu")).now() is None

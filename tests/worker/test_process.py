@@ -2,6 +2,8 @@
 
 from multiprocessing import Pipe
 from multiprocessing.sharedctypes import RawValue
+from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,3 +71,21 @@ def test_a_worker_gives_a_sign_of_life_before_its_long_limit_applies(
     with pytest.raises(SystemExit):
         process.main(job, Seat(0), links)
     assert begun[0] > 0
+
+
+def test_a_worker_reports_that_it_cannot_start_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a small `ulimit -u`, it left a traceback on the terminal, and nobody knew the cause."""
+
+    def start(_: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    for module, name in ((streams, "guard"), (lifeline, "share"), (Thread, "start")):
+        monkeypatch.setattr(module, name, start if module is Thread else lambda *_: None)
+    job: Any = SimpleNamespace(device=lambda _: "cpu")
+    here, there = Pipe()
+    links = Links(parent=there, stop=RawValue("b", 0), pulse=Pulse())
+    with pytest.raises(SystemExit):
+        process.main(job, Seat(0), links)
+    report = here.recv()
+    assert (report["kind"], report["phase"]) == ("failed", "starting")
+    assert report["error"] == "RuntimeError: can't start new thread"

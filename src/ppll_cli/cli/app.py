@@ -170,6 +170,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
             raise
     except Exception as error:  # raised by a check, Hydra, OmegaConf or the file system
         if not jobs.began:
+            jobs.remove_begun()
             raise explain(error, arguments) from None
         if isinstance(error, OSError) and is_of_disk(error, jobs.folder):
             failed = run_failed(error, jobs.folder)  # Hydra could not begin a job

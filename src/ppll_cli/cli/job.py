@@ -91,6 +91,13 @@ class Jobs:
         files = [self.folder / name for name in (*HYDRAS, LOG_FILE)]
         self.earlier = {file: file.read_bytes() for file in files if os.path.isfile(file)}
 
+    def remove_begun(self) -> None:
+        """Remove what Hydra wrote for a single run before it failed, for example on a full disk."""
+        if self.folder == Path() or self.before is not None:  # nothing was written, or it may stay
+            return
+        with suppress(OSError):  # the error of Hydra says more
+            remove_refused(self.folder, {*HYDRAS, LOG_FILE}, self.above, self.earlier)
+
     def run(self, cfg: "DictConfig") -> float | None:
         """Run a job, and return the value of its objective, which a sweeper may read.
 

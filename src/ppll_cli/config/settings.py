@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
@@ -20,6 +19,7 @@ from ppll_cli.config.sections import (
 from ppll_cli.config.targets import checked, refusal
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.limits import Count, Fraction, Positive
+from ppll_cli.leaves.machine import core_quota
 from ppll_cli.leaves.names import meant
 
 Workers = Annotated[int, Field(ge=1, le=4096)]
@@ -236,8 +236,5 @@ def usable_cores() -> int:
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):
-        return cores
+    quota = core_quota()
+    return cores if quota is None else max(1, min(cores, int(quota)))

@@ -33,6 +33,7 @@ from ppll_cli.job.manifest import (
     LaterFormatError,
     Manifest,
     SavedFile,
+    UnreadableError,
     checked_manifest,
     read_manifest,
 )
@@ -160,11 +161,14 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
 
     Raises:
         ConfigError: Only a newer version of this program can read the newest undamaged checkpoint;
-            or `checkpoints` is not a folder.
+            or `checkpoints` is not a folder; or the system does not let a newer one be read. That
+            one may be intact, and the resumed run would remove it.
     """
     place = Path(run_dir, "checkpoints")
     if os.path.lexists(place) and not os.path.isdir(place):
         raise ConfigError("resume", run_dir, "its `checkpoints` is not a folder", "remove it")
+    if os.path.isdir(place) and not os.access(place, os.R_OK | os.X_OK):
+        raise _unreadable(run_dir, "its `checkpoints`", "permission denied")
     for step, folder in reversed(_step_paths(run_dir)):
         try:
             if not os.path.isdir(folder):
@@ -174,11 +178,18 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
                 raise DamagedError(f"it is the checkpoint of step {manifest.step}")
         except LaterFormatError as error:
             raise ConfigError("resume", run_dir, str(error), "use a newer ppll-run") from None
+        except UnreadableError as error:
+            raise _unreadable(run_dir, f"its checkpoint {folder.name}", error) from None
         except DamagedError as error:
             log.warning("the checkpoint %s is not used: %s", folder, error)
         else:
             return Checkpoint(folder, manifest)
     return None
+
+
+def _unreadable(run_dir: str | Path, what: str, why: object) -> ConfigError:
+    remedy = "make it readable, or remove it to continue without it"
+    return ConfigError("resume", run_dir, f"{what} cannot be read: {why}", remedy)
 
 
 def go_back(run_dir: str | Path, to: Checkpoint | None) -> None:

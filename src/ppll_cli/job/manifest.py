@@ -1,5 +1,6 @@
 """Writes, reads and checks the manifest of a checkpoint, `manifest.json`."""
 
+import errno
 import hashlib
 import json
 import re
@@ -27,6 +28,14 @@ class DamagedError(Exception):
 
 class LaterFormatError(DamagedError):
     """Raised when a newer version of the program wrote the manifest in a newer format."""
+
+
+class UnreadableError(DamagedError):
+    """Raised when the system does not let a file be read, which may be intact."""
+
+
+NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ELOOP}
+"""The operating system's error numbers for a path at which there is no usable file."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +73,14 @@ def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a checkpoint, without comparing it with the checkpoint's files.
 
     Raises:
-        DamagedError: The manifest cannot be read, or does not match its checksum.
+        DamagedError: The manifest cannot be used, or does not match its checksum.
+        UnreadableError: The system does not let the manifest be read.
         LaterFormatError: A newer version of the program wrote the manifest.
     """
     try:
         content = read_json(folder / MANIFEST_FILE)
     except (OSError, ValueError) as error:
-        raise DamagedError(f"its manifest cannot be read: {problem_of(error)}") from None
+        raise _unusable(f"its manifest cannot be read: {problem_of(error)}", error) from None
     if not isinstance(content, dict):
         raise DamagedError("its manifest cannot be read: it is not a JSON object")
     version = content.get("format")
@@ -98,8 +108,9 @@ def checked_manifest(folder: Path) -> Manifest:
     This reads every file completely.
 
     Raises:
-        DamagedError: A file is missing, cannot be read, or does not match the manifest; or the
-            manifest cannot be used (see `read_manifest`).
+        DamagedError: A file is missing, or does not match the manifest; or the manifest cannot be
+            used (see `read_manifest`).
+        UnreadableError: The system does not let a file be read.
         LaterFormatError: A newer version of the program wrote the manifest.
     """
     manifest = read_manifest(folder)
@@ -118,5 +129,10 @@ def checked_manifest(folder: Path) -> Manifest:
         except FileNotFoundError:
             raise DamagedError(f"{file.name} is missing") from None
         except OSError as error:
-            raise DamagedError(f"{file.name} {problem_of(error)}") from None
+            raise _unusable(f"{file.name}: {problem_of(error)}", error) from None
     return manifest
+
+
+def _unusable(problem: str, error: Exception) -> DamagedError:
+    unreadable = isinstance(error, OSError) and error.errno not in NO_FILE
+    return UnreadableError(problem) if unreadable else DamagedError(problem)

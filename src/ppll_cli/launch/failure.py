@@ -9,6 +9,7 @@ from typing import Any
 
 from ppll_cli.config.commands import word
 from ppll_cli.errors import Interrupted, PpllError, RunFailedError, WorkerFailedError
+from ppll_cli.leaves import forkserver
 from ppll_cli.observe.logs import log_file, said, to_file
 from ppll_cli.observe.runs import CONFIG_FILE
 
@@ -36,6 +37,9 @@ _QUOTED = (*_ELSEWHERE, errno.EFBIG)
 """If the text of an exception contains one of these error numbers, the user is told a remedy.
 
 EFBIG is not in `_ELSEWHERE`, because this program itself raises it for input that is too large."""
+
+NO_THREAD = "can't start new thread"
+"""Python's message if the system starts no further thread. It names no error number."""
 
 NEW_RUN = "  if you resumed this run, it would fail again at this batch: start a new run instead"
 
@@ -107,7 +111,12 @@ def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedErr
 
 
 def _quoted_remedy(text: str, run_dir: Path) -> str | None:
-    """Return a remedy if a text quotes an error of the disk, such as `[Errno 28]`; else None."""
+    """Return a remedy if a text quotes an error of the disk, such as `[Errno 28]`, or `NO_THREAD`.
+
+    For other texts return None.
+    """
+    if NO_THREAD in text:
+        return forkserver.MORE_PROCESSES
     found = [int(a or b) for a, b in _WORDS.findall(text)]
     return next((_remedy(number, run_dir) for number in found if number in _QUOTED), None)
 

@@ -183,10 +183,11 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    root = Path(__file__).parents[3]
-    if not (root / ".git").exists():
+    folder = Path(__file__).parents[3] / ".git"
+    if not folder.exists():
         return None
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    # Not `git -C`: if GIT_DIR is set, as in a hook, that would read the user's own repository.
+    command = ["git", f"--git-dir={folder}", "rev-parse", "HEAD"]
     try:
         found = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=GIT_LIMIT_S

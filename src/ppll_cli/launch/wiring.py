@@ -13,6 +13,7 @@ from ppll_cli.transport.choice import usable
 from ppll_cli.transport.descriptors import check_descriptors
 from ppll_cli.transport.groups import Group, Groups, backend
 from ppll_cli.transport.journal import JournalTransport
+from ppll_cli.transport.memory import check_writable
 from ppll_cli.transport.network import NetworkReceiver, NetworkSender, bytes_group
 from ppll_cli.transport.replicas import Replicas
 
@@ -56,9 +57,10 @@ def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transpor
     `transport`, or queues if `transport` cannot work here. `name` names `transport` in errors.
 
     Raises:
-        ConfigError: Neither `transport` nor queues can work on this machine, or a process needs
-            more file descriptors than it may open.
+        ConfigError: Neither `transport` nor queues can work on this machine, shared memory cannot
+            be written to, or a process needs more file descriptors than it may open.
     """
+    check_writable()
     seats = [seat for seat in job.seats if job.home(seat) == machine]
     ways = [w for w in _ways(job) if job.home(w.source) == job.home(w.target) == machine]
     size = sum(way.slots * way.size for way in ways)

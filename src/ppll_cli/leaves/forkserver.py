@@ -5,6 +5,7 @@ This module imports no torch, so the server can start before this process import
 
 import multiprocessing
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +16,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from ppll_cli.errors import RunFailedError
+from ppll_cli.errors import ConfigError, RunFailedError
 from ppll_cli.leaves.programs import STOPPING
 from ppll_cli.leaves.scratch import socket_folder
 
@@ -32,6 +33,9 @@ LOOK_S = 0.5
 LEAVE_S = 5.0
 """Seconds to wait for the end of a killed process."""
 
+MORE_PROCESSES = "end other processes, or allow more processes and threads: see `ulimit -u`"
+"""What the user can do if the system starts no further process or thread."""
+
 SAFE_PATH = ("PYTHONSAFEPATH", "of ppll-run")
 """Name and value of an environment variable that keeps the current directory out of `sys.path`."""
 
@@ -45,7 +49,7 @@ def start() -> None:
     """Start the fork server, which imports the modules of workers while this process continues.
 
     Raises:
-        ConfigError: No folder can be created for the server's socket.
+        ConfigError: No folder can be created for the server's socket, or no process can be started.
     """
     known = (None, *multiprocessing.get_all_start_methods())
     if multiprocessing.get_start_method(allow_none=True) not in known:
@@ -56,12 +60,24 @@ def start() -> None:
     if here._config.get("tempdir") is None:  # so that multiprocessing makes no `pymp-*` in TMPDIR
         here._config["tempdir"] = str(socket_folder())
     context().set_forkserver_preload(["ppll_cli.launch.preload"])
-    with _without_current_directory():
+    with _without_current_directory(), _told_of_limit():
         # The resource tracker ignores SIGINT and SIGTERM by itself; SIGHUP is blocked for it here.
         with _blocked(signal.SIGHUP):
             resource_tracker.ensure_running()
         with _blocked(*STOPPING):  # also in the server, until `launch.preload` unblocks them
             forkserver.ensure_running()
+
+
+@contextmanager
+def _told_of_limit() -> Iterator[None]:
+    """Raise a ConfigError if the system starts no further process."""
+    try:
+        yield
+    except BlockingIOError:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+        most = "unlimited" if limit == resource.RLIM_INFINITY else limit
+        problem = "the system starts no further process for this user"
+        raise ConfigError("ulimit -u", most, problem, MORE_PROCESSES) from None
 
 
 @contextmanager
@@ -90,7 +106,11 @@ def _without_current_directory() -> Iterator[None]:
 
 
 def begin(worker: ForkServerProcess) -> None:
-    """Let the fork server start a worker; raise RunFailedError if the server does not answer."""
+    """Let the fork server start a worker.
+
+    Raises:
+        RunFailedError: The server does not answer, or its socket is gone.
+    """
     ended, problem = Event(), list[str]()
     watcher = Thread(target=_end_if_stopped, args=(ended, problem), name="ppll-fork", daemon=True)
     watcher.start()
@@ -100,6 +120,10 @@ def begin(worker: ForkServerProcess) -> None:
         ended.set()
         watcher.join()
         raise (RunFailedError(problem[0]) if problem else lost_helper("fork server")) from error
+    except FileNotFoundError as error:
+        server: Any = forkserver._forkserver
+        gone = f"something removed {server._forkserver_address}, so no worker can be started"
+        raise RunFailedError(gone) from error
     finally:
         ended.set()
 
@@ -180,7 +204,10 @@ def stop() -> None:
     server: Any = forkserver._forkserver  # multiprocessing offers no public way to end it
     if server._forkserver_pid is not None:
         kill()
-        server._stop()  # waits for the ended process
+        with suppress(
+            FileNotFoundError
+        ):  # something has removed the socket, as cleaners of /tmp do
+            server._stop()  # waits for the ended process, then removes its socket
 
 
 def kill() -> None:

@@ -4,6 +4,10 @@ import os
 import platform
 from pathlib import Path
 
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux shows the limits of a container, in other files under version 1 of cgroups than
+under version 2."""
+
 
 def processor() -> str:
     """Return the processor's name."""
@@ -21,7 +25,21 @@ def memory_bytes() -> int | None:
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError):
         return None
+    return min([whole, *(_numbers("memory.max") or _numbers("memory/memory.limit_in_bytes"))])
+
+
+def core_quota() -> float | None:
+    """Return the number of cores whose time a container may use; None if it has no such limit."""
+    version_1 = "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"
+    found = _numbers("cpu.max") or [number for name in version_1 for number in _numbers(name)]
+    if len(found) != 2 or min(found) <= 0:  # version 1 writes -1 for no limit
+        return None
+    return found[0] / found[1]
+
+
+def _numbers(name: str) -> list[int]:
+    """Return the numbers in a file of `CGROUP`; [] if it is missing or has words, such as "max"."""
     try:
-        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # no such file, or the word "max" in it
-        return whole
+        return [int(word) for word in (CGROUP / name).read_text().split()]
+    except (OSError, ValueError):
+        return []

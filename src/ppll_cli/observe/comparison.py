@@ -165,6 +165,9 @@ def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> It
     if restarted:
         yield f"stages restarted, which may have cost time: {', '.join(restarted)}"
     for row in comparison.rows:
+        if row.run.unread:
+            files = " and ".join(row.run.unread)
+            yield f"{row.run.name} is not shown as it is: {files} cannot be read"
         if row.run.error:
             yield f"{row.run.name} {row.run.status}: {row.run.error.splitlines()[0]}"
 

@@ -161,7 +161,8 @@ class Console:
     def _has_display(self) -> bool:
         moves = os.environ.get("TERM", "").lower() not in NO_CURSOR
         wide = RichConsole(file=self._out.file).width >= NARROWEST  # `_out` may have a fixed width
-        return self._out.is_terminal and moves and wide
+        # Rich calls a file a terminal if FORCE_COLOR is set, as many build servers do.
+        return _is_terminal(self._out) and moves and wide
 
     def close(self) -> None:
         """End the display. Call this after the workers have ended."""

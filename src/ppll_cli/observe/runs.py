@@ -77,6 +77,7 @@ class FoundRun:
         metric: The evaluated split and the task's metric, such as "test accuracy"; None if unknown.
         evaluations: The evaluations on `val` or, if there are none, on `test`, in order of time.
         overrides: The overrides of a refused job.
+        unread: The names of files that exist, but that this user may not read.
     """
 
     name: str
@@ -88,6 +89,7 @@ class FoundRun:
     evaluations: Sequence[Evaluation] = ()
     error: str | None = None
     overrides: Sequence[str] = ()
+    unread: Sequence[str] = ()
 
     def get(self, *keys: str) -> Any:
         """Return the summary's value under nested keys; None if there is none."""
@@ -190,6 +192,7 @@ def read_run(folder: Path) -> FoundRun | None:
     if steps is not None and max(map(_step, lines), default=0) > steps:
         summary = {}  # the run was resumed after it had ended
     metric, evaluations = _evaluations(lines)
+    files = [folder / name for name in (CONFIG_FILE, SUMMARY_FILE, METRICS_FILE)]
     return FoundRun(
         folder.name,
         folder,
@@ -199,6 +202,7 @@ def read_run(folder: Path) -> FoundRun | None:
         metric or _metric(summary),
         evaluations,
         None if summary.get("error") is None else str(summary["error"]),
+        unread=[file.name for file in files if file.exists() and not os.access(file, os.R_OK)],
     )
 
 

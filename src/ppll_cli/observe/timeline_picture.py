@@ -74,8 +74,6 @@ def _shown_until(spans: Sequence[Span], start_s: float) -> float:
 
 def picture(path: Path, traced: Traced) -> None:
     """Draw a lane for each worker. A bar shows the number of its batch if there is room."""
-    from matplotlib.patches import Patch
-
     lanes, restarts = traced.lanes, traced.restarts
     start_s, end_s = window(lanes)
     drawn = [
@@ -84,6 +82,8 @@ def picture(path: Path, traced: Traced) -> None:
     ]
     shown = {span.category for spans in drawn for span in spans}
     with figure(path, min(MOST_INCHES, 1.9 + LANE_INCHES * len(lanes))) as made:
+        from matplotlib.patches import Patch  # only `figure` may import matplotlib first
+
         axes = made.add_subplot()
         for lane, spans in enumerate(drawn):
             _draw(axes, lane, spans, end_s - start_s)

@@ -1,8 +1,10 @@
 """Allocates and shares the memory of a ring, which holds the slots of a channel."""
 
+import os
 import pickle
 import re
 import shutil
+import sys
 import weakref
 from contextlib import suppress
 from math import ceil
@@ -12,6 +14,7 @@ import torch
 import torch.multiprocessing  # lets ForkingPickler share tensors
 from torch import Tensor
 
+from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.scratch import SHARED_MEMORY
 from ppll_cli.transport.devices import cuda_ipc
 
@@ -128,6 +131,21 @@ def _unpin(tensor: Tensor) -> None:
     """
     torch.cuda.synchronize()  # copies may still be queued
     torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr())  # type: ignore[no-untyped-call]
+
+
+def check_writable() -> None:
+    """Check that there is shared memory, which every run needs, even one without channels.
+
+    Raises:
+        ConfigError: This process cannot create files in shared memory.
+    """
+    # Other systems than Linux have no such folder.
+    if sys.platform != "linux" or os.access(SHARED_MEMORY, os.W_OK | os.X_OK):
+        return
+    why = "cannot be written to" if SHARED_MEMORY.exists() else "does not exist"
+    problem = f"{why}, but a run's processes share memory there"
+    remedy = f"mount -t tmpfs -o mode=1777 tmpfs {SHARED_MEMORY}, as an administrator"
+    raise ConfigError("folder", SHARED_MEMORY, problem, remedy)
 
 
 def no_room(size: int, what: str = "its slots") -> str | None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+STATUS = Path("/proc/self/status")
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
@@ -85,7 +87,11 @@ def keep_freed_memory() -> None:
 def _status(field: str) -> int | None:
     if sys.platform != "linux":
         return None
-    for line in Path("/proc/self/status").read_text().splitlines():
+    try:
+        lines = STATUS.read_text().splitlines()
+    except OSError:  # for example in a chroot without /proc
+        return None
+    for line in lines:
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     return None

@@ -51,10 +51,10 @@ def main(job: Job, seat: Seat, links: Links) -> None:
     # of life.
     links.pulse.beat()
     links.pulse.begin("starting", STARTING_LIMIT_S)
-    memory = Memory(torch.device(job.device(seat)))
-    threading.Thread(target=_stay_with_parent, args=(links, memory), daemon=True).start()
     worker: Worker | None = None
     try:
+        memory = Memory(torch.device(job.device(seat)))
+        threading.Thread(target=_stay_with_parent, args=(links, memory), daemon=True).start()
         _set_up(job, seat)
         worker = Worker(job, seat, links)
         logging.getLogger().addHandler(_ReportHandler(worker.report))

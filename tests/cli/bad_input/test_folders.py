@@ -1,5 +1,6 @@
 """A folder that cannot be a new run directory, or cannot be resumed, is refused in one line."""
 
+import errno
 import json
 from collections.abc import Callable
 from functools import partial
@@ -133,6 +134,20 @@ def test_a_refused_run_leaves_no_folder(refused: Refused, arguments: str, words:
     """An empty folder that existed before stays, and nothing is left in it."""
     folder("a")
     refused(arguments, words)
+
+
+@pytest.mark.parametrize("name", ["a", "b/c"])
+def test_a_run_that_hydra_cannot_begin_leaves_no_folder(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """On a full disk, Hydra makes the folder and an empty log before it fails."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder("a")
+    monkeypatch.setattr("hydra.core.utils._save_config", full)
+    refused(f"hydra.run.dir={name}", "Hydra cannot write into this folder: No space left")
 
 
 @pytest.mark.parametrize(
