@@ -1,4 +1,7 @@
-"""Random noise from a global generator made `ll` and `ppll` end with different weights."""
+"""Random noise from a global generator made `ll` and `ppll` end with different weights.
+
+In evaluation, it made `ppll-eval` differ from the run's own results.
+"""
 
 import random
 from collections.abc import Callable
@@ -24,7 +27,7 @@ class Noise:
         return {"x": torch.tensor([self.draw()], dtype=torch.float64)}
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
-        raise NotImplementedError
+        return self.train(0, 0)
 
 
 def of_torch() -> float:
@@ -43,8 +46,11 @@ def test_random_numbers_of_a_global_generator_are_refused(
     draw: Callable[[], float], library: str
 ) -> None:
     ahead = Ahead(Noise(draw), threads=1)
-    with pytest.raises(TypeError, match=rf"random numbers with {library} from its global"):
+    refused = rf"draws random numbers with {library} from its global"
+    with pytest.raises(TypeError, match=rf"train\(\) {refused}"):
         ahead.train(0, 0)
+    with pytest.raises(TypeError, match=rf"evaluation\(\) {refused}"):
+        ahead.evaluation("test", 0, 1)
 
 
 def test_a_seeded_generator_is_accepted() -> None:
@@ -57,5 +63,5 @@ def test_a_seeded_global_generator_of_numpy_is_accepted() -> None:
         np.random.seed(3)
         return of_numpy()
 
-    made = checked_draws(lambda: Noise(draw).train(0, 0))
+    made = checked_draws(lambda: Noise(draw).train(0, 0), "train()")
     assert made["x"] == draw()

@@ -1,4 +1,4 @@
-"""Checks that a data set's training batches depend only on the run's seed, the epoch and the batch.
+"""Checks that a data set's batches depend only on the run's seed, the epoch and the batch.
 
 A data set that draws from the global random generators breaks this rule: the numbers then depend on
 everything else that the process has drawn.
@@ -18,8 +18,10 @@ _ADVICE = (
 )
 
 
-def checked_draws(make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Call `make`, which makes a training batch, check its random numbers, and return the batch.
+def checked_draws(make: Callable[[], dict[str, Tensor]], method: str) -> dict[str, Tensor]:
+    """Call `make`, which makes a batch, check its random numbers, and return the batch.
+
+    `method` is the name of the data set's method that `make` calls, for error messages.
 
     Meanwhile no other thread may draw with torch. The global generator of torch must not change,
     because networks draw from it at the same time, for example for dropout. The global generators
@@ -31,10 +33,11 @@ def checked_draws(make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     before, others = torch.get_rng_state(), random_states()
     made = make()
     if not torch.equal(before, torch.get_rng_state()):
-        raise TypeError(f"the data set's train() draws random numbers with torch {_ADVICE}")
+        raise TypeError(f"the data set's {method} draws random numbers with torch {_ADVICE}")
     changed = [name for name, state in random_states().items() if state != others[name]]
     if changed and not _equal(made, make()):
-        raise TypeError(f"the data set's train() draws random numbers with {changed[0]} {_ADVICE}")
+        library = changed[0]
+        raise TypeError(f"the data set's {method} draws random numbers with {library} {_ADVICE}")
     return made
 
 

@@ -73,6 +73,7 @@ class BatchMaker(Protocol):
     def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":
         """Make an evaluation batch, without augmentation. Samples keep their order in the split.
 
+        The batch depends only on the arguments, and is refused as in `train` otherwise.
         Names and dtypes of the tensors are those of a training batch. The batches of a split are
         numbered from 0; only the last may have fewer than `size` samples.
         """
