@@ -99,3 +99,11 @@ def test_a_list_of_folders_that_cannot_be_parsed_is_told() -> None:
     given = ["hydra.searchpath=[a", "model.dmi=3"]
     unknown = ConfigAttributeError("Key 'dmi' is not in struct full_key: model.dmi")
     assert str(explain(unknown, given)).startswith("model.dmi=3: there is no such key")
+
+
+def test_another_folder_in_place_of_the_programs_own_is_advised_against() -> None:
+    """The message asked for an `__init__.py` in a package of the program."""
+    missing = MissingConfigException("Primary config module 'ppll_cli.cli.mine' not found.", "own")
+    line = str(explain(missing, ["--config-path=mine", "--config-name=own"]))
+    remedy = "leave --config-path out: --config-dir=FOLDER adds a folder of configurations"
+    assert line.endswith(f"; {remedy}")

@@ -161,6 +161,14 @@ def test_a_missing_key_is_named() -> None:
     assert caught.value.key == "optim.lr"
 
 
+def test_a_transport_of_ones_own_needs_a_depth() -> None:
+    """The message said that `transport.depth=null` is no integer, but nobody had given null."""
+    config = deepcopy(composed())
+    del config["transport"]["depth"]
+    with pytest.raises(ConfigError, match=r"^transport\.depth=: has no value, and needs one$"):
+        settings.parse(config)
+
+
 @pytest.mark.parametrize(
     "override",
     [

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -289,3 +290,23 @@ def test_an_unknown_objective_is_refused_before_training(run: Runner, tmp_path: 
     with pytest.raises(ConfigError, match=r"objective=test\.acc: test has no 'acc'; there are "):
         run(*TINY, "objective=test.acc")
     assert not list(tmp_path.glob("run-*/*"))
+
+
+class NoDescriptors:
+    """A transport that lacks a method."""
+
+    def __init__(self, *, depth: int, ipc: bool, wire_dtype: str | None) -> None:
+        self.depth, self.wire_dtype = depth, wire_dtype
+
+    def obstacle(self, size: int, devices: Sequence[str]) -> None:
+        """Say that nothing is in the way."""
+
+    def channel(self, slots: int, size: int, source: str = "cpu", target: str = "cpu") -> None:
+        """Never called."""
+
+
+def test_a_transport_without_a_method_is_refused_before_the_start(run: Runner) -> None:
+    """The run failed with an AttributeError, after its first checks."""
+    path = f"{__name__}.NoDescriptors"
+    with pytest.raises(ConfigError, match=f"^transport._target_={path}: .* no 'descriptors'"):
+        run(f"transport._target_={path}", *TINY)

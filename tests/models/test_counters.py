@@ -1,7 +1,7 @@
 """Python attributes that a forward pass changes, which no checkpoint contains, are found."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from itertools import count
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.models.trace import trace
 from ppll_cli.models.unit import Unit
+from ppll_cli.tasks.classification import Classification
 from tests.conftest import own_model, prepared
 
 
@@ -122,3 +123,17 @@ def test_a_run_notes_each_counter_once() -> None:
     assert note.startswith(start)
     assert "keep it in a buffer" in note
     assert not any("attribute" in note for note in prepared("schedule=bp", "model.depth=2").notes)
+
+
+def test_a_note_names_an_attribute_that_each_loss_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss that counted its calls gave other weights under `ppll` than under `ll`, unnoticed."""
+    plain = Classification.loss
+
+    def loss(task: Any, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        vars(task)["losses"] = vars(task).get("losses", 0) + 1
+        return plain(task, prediction, values)
+
+    note = "each loss changes the attribute 'losses' of the task"
+    assert not any(note in each for each in prepared("data=synthetic", "data.size=8").notes)
+    monkeypatch.setattr(Classification, "loss", loss)
+    assert any(note in each for each in prepared("data=synthetic", "data.size=8").notes)

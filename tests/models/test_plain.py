@@ -169,6 +169,13 @@ def test_named_tensors_reach_the_units_that_read_them() -> None:
     assert PlainModel(units)(image).item() == 26.0
 
 
+def test_a_missing_input_is_named() -> None:
+    """A model of two inputs that was called with one tensor raised a KeyError."""
+    units = [Unit("split", _Sum, reads=("area", "kind"))]
+    with pytest.raises(TypeError, match="'split' reads area, kind, but there is no 'kind': call"):
+        PlainModel(units)(torch.tensor([5.0]))
+
+
 def test_several_predictions_are_returned_as_a_tuple() -> None:
     units = [Unit("split", _Split, reads=("image",), writes=("boxes", "scores"))]
     boxes, scores = PlainModel(units)(torch.tensor([5.0]))

@@ -51,6 +51,8 @@ INPUTS: dict[str, Any] = {
 TASKS = {
     "usual": Classification(2),
     "unclear": SimpleNamespace(targets={}, lower_is_better="yes"),
+    "loss": SimpleNamespace(targets={}, metric="loss"),
+    "no metric": SimpleNamespace(targets={}),
     "names only": SimpleNamespace(targets=["label"]),
     "shapes": SimpleNamespace(targets={"label": (3,)}),
 }
@@ -94,13 +96,16 @@ GOOD = {
         ),
         ({"task": "shapes"}, "its task has 'label' with tuple in `targets`; give a mapping"),
         ({"task": "unclear"}, "its task's lower_is_better is not a bool; give True or False"),
+        ({"task": "loss"}, "its task's metric is 'loss'; give a text that is none of epoch, grad_"),
+        ({"task": "no metric"}, "its task's metric is None; give a text"),
         ({"names": ["a"]}, "its class_names are 1, but its task has 2 classes; give each class"),
     ],
 )
 def test_a_data_set_that_loads_something_else_is_refused(fault: Any, problem: str) -> None:
     """Without a test set, a run was trained but never evaluated.
 
-    If `load` returned a list of splits, the run failed late.
+    If `load` returned a list of splits, the run failed late. If the metric had a name that
+    `metrics.jsonl` uses already, the run failed after its first epoch.
     """
     path = f"{__name__}.Loaded"
     for inputs in ("images", "labels"):

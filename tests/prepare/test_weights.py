@@ -74,7 +74,7 @@ def test_tensors_that_do_not_fit_are_listed_and_refused_by_default(tmp_path: Pat
     told = (
         f"{len(tensors) - 2} of the model's {len(tensors)} tensors fit, "
         "1 missing (embed.class_token), "
-        "1 of another shape (head.fc.bias is [1000] in the file, but [10] in the model), "
+        "1 of another form (head.fc.bias is [1000] in the file, but [10] in the model), "
         "1 not used (extra)"
     )
     with pytest.raises(ConfigError) as caught:
@@ -87,6 +87,20 @@ def test_tensors_that_do_not_fit_are_listed_and_refused_by_default(tmp_path: Pat
     assert found.weights["unused"] == ["extra"]
     assert found.job.weights is not None
     assert "head.fc.bias" not in found.job.weights.names
+
+
+def test_integers_are_no_weights(tmp_path: Path) -> None:
+    """Truncated or quantised weights were taken as if their integers were the weights."""
+    tensors = tiny_model()
+    file = saved(tmp_path, tensors | {"head.fc.bias": tensors["head.fc.bias"].to(torch.int8)})
+    told = r"1 of another form \(head\.fc\.bias is torch\.int8 \[10\] in the file, but \[10\] in"
+    with pytest.raises(ConfigError, match=told):
+        prepared(*TINY, f"weights={file}")
+
+
+def test_weights_may_have_another_precision(tmp_path: Path) -> None:
+    file = saved(tmp_path, {name: tensor.half() for name, tensor in tiny_model().items()})
+    assert prepared(*TINY, f"weights={file}").job.weights is not None
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "before 2020"])

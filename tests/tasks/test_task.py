@@ -47,6 +47,7 @@ def test_measurements_are_float64() -> None:
             "returned Tensor for 'distance' instead of an int or a float",
         ),
         ({"distance": True}, "returned bool for 'distance' instead of an int or a float"),
+        ({"distance": 1.0, 3: 1.0}, "returned int as the name of a score instead of a text"),
         ({"half": 1.0}, "returned half, but the metric is 'distance'"),
         ({"distance": 1.0, "step": 4}, "returned 'step', a name with another meaning in metrics"),
         ({}, "returned nothing, but the metric is 'distance'"),

@@ -39,6 +39,16 @@ def test_a_batch_that_does_not_fit_is_refused(made: Any, problem: str) -> None:
         checked_batch(made, SPECS, 4, "train()")
 
 
+def test_a_batch_of_unusual_tensors_is_refused() -> None:
+    """The worker failed later, in its own code: such tensors cannot be sliced or watched."""
+    with torch.inference_mode():
+        unusual = {"inference_mode() torch.float32": IMAGE + 1}
+    unusual["torch.sparse_coo torch.float32"] = IMAGE.to_sparse()
+    for found, image in unusual.items():
+        with pytest.raises(TypeError, match=re.escape(f"'image' as {found} [4, 1, 8, 8] instead")):
+            checked_batch({"image": image, "label": LABEL}, SPECS, 4, "train()")
+
+
 def test_a_batch_may_have_smaller_images_and_further_tensors() -> None:
     made = {"image": IMAGE[..., :5], "label": LABEL, "more": LABEL}
     found = checked_batch(made, SPECS, 4, "evaluation()")

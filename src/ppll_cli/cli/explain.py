@@ -83,6 +83,8 @@ def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run
         if key and key in message:
             return ConfigError(key, value, problem)
     remedy = f"see {command(program, '--help')}"
+    if any(each.startswith(("-cp", "--config-path")) for each in arguments):
+        remedy = "leave --config-path out: --config-dir=FOLDER adds a folder of configurations"
     return ConfigError("arguments", " ".join(arguments), problem, remedy)
 
 

@@ -169,7 +169,9 @@ def parse(config: Mapping[str, Any]) -> Settings:
     except ValidationError as error:
         raise _config_error(error) from None
     checked("schedule.microbatches", settings.schedule.get("microbatches", 1), Count)
-    checked("transport.depth", settings.transport.get("depth"), Slots)
+    if "depth" not in settings.transport:
+        raise ConfigError("transport.depth", "", "has no value, and needs one")
+    checked("transport.depth", settings.transport["depth"], Slots)
     checked("local.modules", settings.local.get("modules"), Count | None)
     _check_cuts(settings.local.get("cuts"))
     _check_probabilities(settings.model)

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from ppll_cli.data.classified import Classified
 from ppll_cli.data.files import Files
 from ppll_cli.data.mixing import mixed, unmixed
 from ppll_cli.data.randaugment import rand_augment
+from ppll_cli.data.repeatable import checked_draws
 from ppll_cli.data.source import BatchMaker
 from ppll_cli.data.staging import CPU, SideStream, to_device
 from ppll_cli.errors import ConfigError
@@ -182,11 +184,11 @@ class Ahead:
 
     The thread has a CUDA stream of its own, and torch uses up to `threads` CPU threads in it.
     Evaluation batches are made in the caller's thread, on the caller's stream. `batches` makes the
-    batches, on `device`.
+    batches, on `device`. The random numbers of the first batches are checked.
     """
 
     def __init__(self, batches: BatchMaker, threads: int, device: torch.device = CPU) -> None:
-        self._batches, self.evaluation = batches, batches.evaluation
+        self._batches, self._evaluated = batches, False
         self._side = SideStream(device)
         self._thread = ThreadPoolExecutor(
             1, thread_name_prefix="batches", initializer=self._begin, initargs=(threads,)
@@ -199,7 +201,7 @@ class Ahead:
         If making the batch failed in the thread, raise the thread's exception.
         """
         if self._next is None or self._next[0] != (epoch, batch):
-            self._start(epoch, batch)
+            self._start(epoch, batch, checked=self._next is None)
         assert self._next is not None
         tensors, made = self._next[1].result()
         self._side.hand_over(tensors, made)
@@ -207,12 +209,19 @@ class Ahead:
         self._start(*((epoch + 1, 0) if last else (epoch, batch + 1)))
         return tensors
 
-    def _start(self, epoch: int, batch: int) -> None:
-        self._next = (epoch, batch), self._thread.submit(self._make, epoch, batch)
+    def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
+        """Return an evaluation batch."""
+        make = partial(self._batches.evaluation, split, batch, size)
+        checked, self._evaluated = not self._evaluated, True
+        return checked_draws(make, "evaluation()") if checked else make()
+
+    def _start(self, epoch: int, batch: int, checked: bool = False) -> None:
+        self._next = (epoch, batch), self._thread.submit(self._make, epoch, batch, checked)
 
     def _begin(self, threads: int) -> None:
         torch.set_num_threads(threads)
         self._side.enter()
 
-    def _make(self, epoch: int, batch: int) -> Made:
-        return self._batches.train(epoch, batch), self._side.mark()
+    def _make(self, epoch: int, batch: int, checked: bool) -> Made:
+        make = partial(self._batches.train, epoch, batch)
+        return checked_draws(make, "train()") if checked else make(), self._side.mark()

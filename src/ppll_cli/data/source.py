@@ -60,6 +60,10 @@ class BatchMaker(Protocol):
     def train(self, epoch: int, batch: int) -> "dict[str, Tensor]":
         """Make a training batch. The batch depends only on the run's seed, `epoch` and `batch`.
 
+        Random numbers come from a generator that is seeded from these three, for example
+        `ppll_cli.data.batches.generator_of(seeding.augmentation(seed, epoch, batch))`, with
+        `seeding` from `ppll_cli`. The run ends if the first batch draws from a global generator.
+
         A separate thread calls this method; on CUDA, the thread has a stream of its own. Meanwhile
         the run may still read earlier batches, so do not write into tensors of earlier batches.
         Copy tensors to the device with `ppll_cli.data.staging.to_device`, which does not wait for
@@ -69,6 +73,7 @@ class BatchMaker(Protocol):
     def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":
         """Make an evaluation batch, without augmentation. Samples keep their order in the split.
 
+        The batch depends only on the arguments, and is refused as in `train` otherwise.
         Names and dtypes of the tensors are those of a training batch. The batches of a split are
         numbered from 0; only the last may have fewer than `size` samples.
         """

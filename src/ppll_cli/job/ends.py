@@ -1,6 +1,7 @@
 """Finds what each module runs after its last unit: its exports and its loss."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
@@ -20,6 +21,7 @@ from ppll_cli.local.method import (
     module_criterion,
     module_exports,
 )
+from ppll_cli.models.counters import counters
 from ppll_cli.models.trace import Cost, TracedUnit, explained, measure, problem_of, trace
 from ppll_cli.models.unit import Unit
 from ppll_cli.pipeline.routes import Access, Watch
@@ -143,6 +145,17 @@ class Ends:
             found.append(dict(specs))
             specs.update(zip(unit.writes, made.outputs, strict=True))
         return found
+
+    @property
+    def task_counters(self) -> tuple[str, ...]:
+        """Names of the Python attributes of the task that each loss of the model changes."""
+        whole = [range(len(self.site.units))]
+
+        def compute() -> None:
+            with suppress(ConfigError):  # `all` raises it, for the modules of the run
+                self.cost(whole, 0)
+
+        return counters(self.site.task, compute)
 
     def _walk(
         self, modules: Sequence[range]

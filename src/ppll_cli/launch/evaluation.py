@@ -14,7 +14,7 @@ from ppll_cli.launch.loaded import OURS, LoadedRun
 from ppll_cli.observe.runs import SUMMARY_FILE, finite, object_in, whole
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.prepare.course import evaluated_together, largest_micro_batch
-from ppll_cli.tasks.details import Details
+from ppll_cli.tasks.details import Details, detailed
 from ppll_cli.tasks.task import measured, scored
 from ppll_cli.worker.sums import Sums
 
@@ -111,7 +111,7 @@ def _details(run: LoadedRun, split: str, rows: Tensor) -> Details | None:
         return None
     file_names = getattr(run.data.dataset, "file_names", None)
     names: Sequence[str] = run.classes if file_names is None else file_names(split)
-    found: Details = task.details(rows, names)
+    found = detailed(task, rows, names)
     entries = [
         {key: finite(value) if isinstance(value, float) else value for key, value in each.items()}
         for each in found.entries

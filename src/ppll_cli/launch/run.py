@@ -94,7 +94,8 @@ class Run:
         transport: Transport = make("transport", self.settings.transport)
         path = self.settings.transport["_target_"]
         remedy = f"see {class_path(Transport)}"
-        require("transport._target_", path, transport, ("obstacle", "channel"), remedy)
+        needed = ("depth", "wire_dtype", "obstacle", "descriptors", "channel")
+        require("transport._target_", path, transport, needed, remedy)
         self.tracker = guarded(self.choices["tracker"], self.settings.tracker)
         try:
             with ExitStack() as held:

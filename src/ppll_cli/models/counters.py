@@ -1,4 +1,4 @@
-"""Finds Python attributes of a network that a forward pass changes, such as a counter of passes."""
+"""Finds Python attributes of a network or a task that each use changes, such as a counter."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -14,30 +14,31 @@ TORCHS_OWN = frozenset(vars(nn.Module()))
 """Attributes of every network, such as its mode and its hooks; they are not compared."""
 
 
-def counters(network: nn.Module, run: Callable[[], object]) -> tuple[str, ...]:
+def counters(owner: object, run: Callable[[], object]) -> tuple[str, ...]:
     """Return the names of the attributes that each call of `run` changes.
 
-    `run` runs the network. An attribute that only the first pass changes is not returned: it may be
-    a cache, such as the sizes of features. Attributes of torch's own layers are not returned
-    either.
+    `run` uses the owner, for example runs a network. An attribute that only the first pass changes
+    is not returned: it may be a cache, such as the sizes of features. Attributes of torch's own
+    layers are not returned either.
     """
-    before = _state(network)
+    before = _state(owner)
     run()
-    first = _state(network)
+    first = _state(owner)
     if first == before:
         return ()
     run()
-    second = _state(network)
+    second = _state(owner)
     return tuple(name for name in second if second[name] != first.get(name))
 
 
-def _state(network: nn.Module) -> dict[str, str]:
-    """Return a text for each attribute of the network (see `_text`), by the attribute's name."""
+def _state(owner: object) -> dict[str, str]:
+    """Return a text for each attribute of the owner (see `_text`), by the attribute's name."""
+    layers = owner.named_modules() if isinstance(owner, nn.Module) else [("", owner)]
     return {
         f"{path}.{name}" if path else name: _text(value)
-        for path, layer in network.named_modules()
+        for path, layer in layers
         if not type(layer).__module__.startswith("torch.")
-        for name, value in vars(layer).items()
+        for name, value in getattr(layer, "__dict__", {}).items()
         if name not in TORCHS_OWN
     }
 

@@ -32,10 +32,16 @@ class PlainModel(nn.Module):
             inputs: The tensors that the model reads, by name, or the only tensor that its first
                 unit reads, for example images [B, C, H, W].
             before: Called with the name of each unit before the unit's forward pass.
+
+        Raises:
+            TypeError: The model reads a tensor that is not in `inputs`.
         """
         given = {self._units[0].reads[0]: inputs} if isinstance(inputs, Tensor) else inputs
         values = dict(given)
         for unit in self._units:
+            if missing := [name for name in unit.reads if name not in values]:
+                problem = f"unit {unit.name!r} reads {', '.join(unit.reads)}, but there is no"
+                raise TypeError(f"{problem} {missing[0]!r}: call the model with tensors by name")
             if before is not None:
                 before(unit.name)
             network = self.get_submodule(unit.name)

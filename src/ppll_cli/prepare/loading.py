@@ -11,6 +11,7 @@ from ppll_cli.data.dataset import ImageDataset
 from ppll_cli.data.identity import Identity
 from ppll_cli.data.source import Dataset, EvaluationForm
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.metric_lines import LINE_KEYS
 from ppll_cli.leaves.names import class_path
 from ppll_cli.leaves.values import InputSpec, ValueSpec
 from ppll_cli.models.unit import ImageSpec
@@ -96,6 +97,10 @@ def _fault_of(data: LoadedData) -> tuple[str, str] | None:
             )
     if not isinstance(getattr(data.task, "lower_is_better", False), bool):
         return "its task's lower_is_better is not a bool", "give True or False"
+    metric = getattr(data.task, "metric", None)
+    if not isinstance(metric, str) or metric in {"", *LINE_KEYS}:
+        taken = ", ".join(sorted(LINE_KEYS))
+        return f"its task's metric is {metric!r}", f"give a text that is none of {taken}"
     names, classes = len(data.classes), getattr(data.task, "classes", None)
     if names and isinstance(classes, int) and names != classes:
         problem = f"its class_names are {names}, but its task has {classes} classes"

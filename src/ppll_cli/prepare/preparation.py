@@ -224,7 +224,7 @@ def _notes_on_unused(settings: Settings, machines: int) -> Iterator[str]:
 
 
 def _notes_on_counters(subject: Subject) -> Iterator[str]:
-    """Yield a note for each Python attribute that units change in each forward pass."""
+    """Yield a note for each Python attribute that each forward pass or each loss changes."""
     found: dict[str, list[str]] = {}
     for name, traced in zip(subject.names, subject.ends.traced, strict=True):
         for attribute in traced.counters:
@@ -235,6 +235,12 @@ def _notes_on_counters(subject: Subject) -> Iterator[str]:
             f"each forward pass of unit {unit!r}{more} changes its attribute {attribute!r}, which "
             "no checkpoint contains and no other process sees: if results depend on it, keep it in "
             "a buffer, so that a resumed run does not differ"
+        )
+    for attribute in subject.ends.task_counters:
+        yield (
+            f"each loss changes the attribute {attribute!r} of the task, which no checkpoint "
+            "contains and no other process sees: if the loss depends on it, schedules and resumed "
+            "runs differ"
         )
 
 

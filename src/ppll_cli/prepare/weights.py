@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ppll_cli.config.weights import weights_file
 from ppll_cli.errors import ConfigError
@@ -25,7 +26,7 @@ class FoundWeights:
     Attributes:
         weights: The tensors of the file that fit the model.
         missing: Names of the model's tensors that the file lacks, except BatchNorm's counters.
-        unfit: A line for each tensor of the model whose shape in the file differs.
+        unfit: A line for each tensor of the model that the file has in another form (see `_fits`).
         unused: Names in the file for which the model has no tensor.
     """
 
@@ -52,7 +53,7 @@ class FoundWeights:
         parts = [f"{fit} of the model's {fit + others} tensors fit"]
         for what, names in (
             ("missing", self.missing),
-            ("of another shape", self.unfit),
+            ("of another form", self.unfit),
             ("not used", self.unused),
         ):
             if names:
@@ -65,7 +66,7 @@ def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeigh
     """Compare a file of weights with a model.
 
     `given` is the path of the file, or of a run directory. Tensors may have this program's or
-    torchvision's names. If `partial` is True, tensors may be missing, have another shape, or be
+    torchvision's names. If `partial` is True, tensors may be missing, have another form, or be
     unknown to the model.
 
     Raises:
@@ -73,7 +74,7 @@ def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeigh
     """
     file = weights_file(given)
     try:
-        there = {name: list(tensor.shape) for name, tensor in read_weights(file).items()}
+        there = read_weights(file)
         with file.open("rb") as content:
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     except Exception as error:  # safetensors, torch and the file system raise several kinds
@@ -82,15 +83,15 @@ def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeigh
         raise ConfigError("weights", given, f"cannot be read: {reason}", remedy) from None
     with torch.device("meta"):
         model = PlainModel(units)
-    needed = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    needed = model.state_dict()
     names = {key if key in needed else our_name(key): key for key in there}
-    fitting = {n: key for n, key in names.items() if needed.get(n) == there[key]}
+    fitting = {n: key for n, key in names.items() if n in needed and _fits(there[key], needed[n])}
     found = FoundWeights(
         Weights(file, fitting),
         sha256,
         missing=[n for n in needed if n not in names and not n.endswith(COUNTER)],
         unfit=[
-            f"{n} is {there[key]} in the file, but {needed[n]} in the model"
+            f"{n} is {_form(there[key])} in the file, but {_form(needed[n])} in the model"
             for n, key in names.items()
             if n in needed and n not in fitting
         ],
@@ -103,3 +104,17 @@ def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeigh
         remedy = "weights_partial=true uses what fits, and initializes the rest from the seed"
         raise ConfigError("weights", given, f"does not fit the model: {found.told()}", remedy)
     return found
+
+
+def _fits(saved: Tensor, own: Tensor) -> bool:
+    """Return whether a tensor of the model can take its values from a tensor of a file.
+
+    The precision may differ. But integers cannot become weights: in a quantised file they have
+    scales, which the model does not know.
+    """
+    return saved.shape == own.shape and own.is_floating_point() <= saved.is_floating_point()
+
+
+def _form(tensor: Tensor) -> str:
+    kind = "" if tensor.is_floating_point() else f"{tensor.dtype} "
+    return f"{kind}{list(tensor.shape)}"

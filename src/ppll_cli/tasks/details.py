@@ -1,10 +1,18 @@
 """Detailed results of an evaluation, by class or by picture, as plain data."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
+from ppll_cli.leaves.names import class_path
+
 Entry = dict[str, Any]
+
+PLURALS = {"class": "classes", "picture": "pictures"}
+"""The kinds of entries, each with the key of the list of entries in result files."""
 
 
 @dataclass(frozen=True)
@@ -26,4 +34,27 @@ class Details:
     @property
     def plural(self) -> str:
         """Key of the list of entries in result files."""
-        return {"class": "classes", "picture": "pictures"}[self.kind]
+        return PLURALS[self.kind]
+
+
+def detailed(task: Any, rows: Tensor, names: Sequence[str]) -> Details:
+    """Return the result of the task's method `details`.
+
+    Raises:
+        TypeError: The method returned something else, or values that are no plain data.
+    """
+    found = task.details(rows, names)
+    method = f"{class_path(type(task))}.details()"
+    if not isinstance(found, Details):
+        kind = type(found).__name__
+        raise TypeError(f"{method} returned {kind} instead of {class_path(Details)}")
+    if found.kind not in PLURALS:
+        raise TypeError(f"{method} returned the kind {found.kind!r} instead of {_KINDS}")
+    try:
+        json.dumps([*found.entries, found.confusion])
+    except TypeError as error:
+        raise TypeError(f"{method} returned values that are no plain data: {error}") from None
+    return found
+
+
+_KINDS = " or ".join(map(repr, PLURALS))

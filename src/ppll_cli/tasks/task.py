@@ -30,7 +30,8 @@ class Task(Protocol):
     batches. If the task has a method `detail(prediction, values)`, they are its results instead.
 
     Attributes:
-        metric: Name of the metric, one of the names that `score` returns.
+        metric: Name of the metric, one of the names that `score` returns. Some names, such as
+            `loss`, have another meaning in `metrics.jsonl`, and are refused.
         targets: Shape (without the batch dimension) and dtype of each tensor that losses read, by
             name. A tensor that the model reads may be among them.
     """
@@ -93,6 +94,8 @@ def scored(task: Task, rows: Tensor, metric_required: bool) -> dict[str, float]:
     problem = ""
     if not isinstance(scores, Mapping):
         problem = f"returned {type(scores).__name__} instead of a mapping of names to numbers"
+    elif names := [name for name in scores if not isinstance(name, str)]:
+        problem = f"returned {type(names[0]).__name__} as the name of a score instead of a text"
     elif wrong := [name for name, value in scores.items() if not is_number(value)]:
         kind = type(scores[wrong[0]]).__name__
         problem = f"returned {kind} for {wrong[0]!r} instead of an int or a float"

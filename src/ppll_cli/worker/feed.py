@@ -65,7 +65,7 @@ def checked_batch(
         elif _fits(tensor, spec, samples):
             continue
         else:
-            found = f"{tensor.dtype} {list(tensor.shape)}"
+            found = f"{_kind(tensor)}{tensor.dtype} {list(tensor.shape)}"
         wanted = f"{spec.dtype} {[samples, *spec.shape]}"
         raise TypeError(f"the data set's {method} returned {name!r} as {found} instead of {wanted}")
     return {name: made[name] for name in specs}
@@ -74,8 +74,16 @@ def checked_batch(
 def _fits(tensor: Tensor, spec: ValueSpec, samples: int) -> bool:
     count, *shape = tensor.shape or (0,)
     return (
-        tensor.dtype == spec.dtype
+        not _kind(tensor)
+        and tensor.dtype == spec.dtype
         and count == samples
         and len(shape) == len(spec.shape)
         and all(size <= largest for size, largest in zip(shape, spec.shape, strict=True))
     )
+
+
+def _kind(tensor: Tensor) -> str:
+    """Return what hinders sending or training with a tensor; empty for usual tensors."""
+    if tensor.layout != torch.strided:
+        return f"{tensor.layout} "
+    return "inference_mode() " if tensor.is_inference() else ""
