@@ -3,6 +3,7 @@
 import json
 import platform
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -17,6 +18,9 @@ from ppll_cli.config.settings import usable_cores
 from ppll_cli.leaves.files import write_json
 from ppll_cli.leaves.machine import memory_bytes, processor
 from scripts.benchmarks.session import ppll_run
+
+INTERRUPTED = {128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
+"""Exit statuses of runs that a signal ended."""
 
 
 class RunFailedError(Exception):
@@ -61,17 +65,15 @@ def run(overrides: Sequence[str], run_dir: Path, continues: bool = False) -> dic
     """Run ppll-run in a new process, and return the content of `summary.json`.
 
     If `continues` is True, and `run_dir` has an interrupted run that the same version of the
-    program began with the same overrides, this run is resumed. Otherwise an existing folder
-    `run_dir` is removed first.
+    program began with the same overrides on this machine, this run is resumed. Otherwise an
+    existing folder `run_dir` is removed first.
 
     Raises:
         RunFailedError: The run did not complete. The message contains its output.
     """
     given = [*overrides, f"hydra.run.dir={run_dir}"]
-    mark, begun = (
-        run_dir.with_name(f"{run_dir.name}.json"),
-        {"overrides": given, "source": source()},
-    )
+    mark = run_dir.with_name(f"{run_dir.name}.json")
+    begun = {"overrides": [*given], "source": source(), "machine": machine()}
     if continues and mark.exists() and json.loads(mark.read_text()) == begun:
         given.append("resume=auto")
     else:
@@ -80,6 +82,8 @@ def run(overrides: Sequence[str], run_dir: Path, continues: bool = False) -> dic
     command = ppll_run(*given)
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
+        if done.returncode not in INTERRUPTED:  # it would fail again
+            mark.unlink()
         said = done.stderr.strip() or done.stdout.strip()
         raise RunFailedError(f"{' '.join(overrides)} ended with {done.returncode}: {said}")
     summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())

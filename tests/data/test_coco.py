@@ -258,3 +258,15 @@ def test_a_link_to_a_picture_of_the_other_part_is_refused(make: Make, tmp_path: 
     tested.symlink_to(trained)
     with pytest.raises(ConfigError, match=rf"and as .*{trained.name}: occurs twice, in training"):
         make().load()
+
+
+def test_two_links_in_a_part_may_lead_to_one_file(make: Make, tmp_path: Path) -> None:
+    """Some programs store equal files only once, and put links in their places."""
+    folder = tmp_path / "root" / "train2017"
+    stored = tmp_path / "stored"
+    first, second, *_ = sorted(folder.iterdir())
+    first.rename(stored)
+    second.unlink()
+    for link in (first, second):
+        link.symlink_to(stored)
+    assert "train" in make().load()

@@ -33,6 +33,17 @@ def test_a_link_to_a_picture_of_another_split_is_refused(
         make().prepare()
 
 
+def test_links_in_two_classes_may_lead_to_one_file(
+    make: Callable[..., ImageFolder], tmp_path: Path
+) -> None:
+    """Some programs store equal files only once, and put links in their places."""
+    both(tmp_path)
+    for name in "ab":
+        (tmp_path / "train" / name / "new.png").symlink_to(tmp_path / "stored.png")
+    (tmp_path / "train" / "a" / "000.png").rename(tmp_path / "stored.png")
+    make().prepare()
+
+
 @pytest.mark.parametrize(
     ("rare", "line"),
     [

@@ -150,18 +150,22 @@ def test_files_that_cannot_be_read_are_named(
 ) -> None:
     """Without a word, another user's completed run was shown as running, and without speed."""
     make(tmp_path / "0", "ppll")
-    unread = tmp_path / "0" / "summary.json"
+    unread = [tmp_path / "0" / "summary.json"]
 
     def opened(path: Path, *arguments: Any) -> Any:
-        if path == unread:
+        if path in unread:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return open_regular(path, *arguments)
 
     monkeypatch.setattr("ppll_cli.leaves.files.open_regular", opened)
-    monkeypatch.setattr(os, "access", lambda path, _: path != unread)
+    monkeypatch.setattr(os, "access", lambda path, _: path not in unread)
     found = compare([tmp_path])
     assert [row.run.status for row in found.rows] == ["running"]
     assert "0 is not shown as it is: summary.json cannot be read" in found.notes
+
+    unread.append(tmp_path / "0" / "config.json")
+    found = compare([tmp_path])
+    assert "0 is not shown as it is: config.json and summary.json cannot be read" in found.notes
 
 
 def test_a_run_with_more_steps_than_its_summary_is_running(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from ppll_cli.config.commands import command, short_path
 from ppll_cli.config.composition import check_choices, options_given, own_choices
 from ppll_cli.errors import ConfigError, Interrupted, PpllError
 from ppll_cli.launch.locks import sweep_runs
-from ppll_cli.leaves.files import remove
+from ppll_cli.leaves.files import remove, replacing
 from ppll_cli.observe import streams
 from ppll_cli.observe.runs import CONFIG_FILE, LOG_FILE, REFUSED_FILE, SWEEP_FILE
 
@@ -92,7 +92,7 @@ class Jobs:
         self.earlier = {file: file.read_bytes() for file in files if os.path.isfile(file)}
 
     def remove_begun(self) -> None:
-        """Remove what Hydra wrote for a single run before it failed, for example on a full disk."""
+        """Remove what Hydra wrote before it failed to begin a job, for example on a full disk."""
         if self.folder == Path() or self.before is not None:  # nothing was written, or it may stay
             return
         with suppress(OSError):  # the error of Hydra says more
@@ -221,11 +221,13 @@ def remove_refused(
     before the command and stays. `ours` has the names of Hydra's files. A file in `earlier` gets
     back its content.
     """
-    for path in (folder / name for name in ours):
-        if path in earlier:
-            path.write_bytes(earlier[path])
-        else:
+    # Files that were not there before are removed first: on a full disk, this makes room.
+    for path in sorted((folder / name for name in ours), key=lambda path: path in earlier):
+        if path not in earlier:
             remove(path)
+        elif not path.is_file() or path.read_bytes() != earlier[path]:
+            with replacing(path) as new:
+                new.write_bytes(earlier[path])
     for path in (folder / ".hydra", folder, *folder.parents):
         if above in path.parents:
             with suppress(OSError):  # it is not empty, or missing

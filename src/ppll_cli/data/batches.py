@@ -184,11 +184,11 @@ class Ahead:
 
     The thread has a CUDA stream of its own, and torch uses up to `threads` CPU threads in it.
     Evaluation batches are made in the caller's thread, on the caller's stream. `batches` makes the
-    batches, on `device`. The random numbers of the first batches are checked.
+    batches, on `device`. The random numbers of the first training batch are checked.
     """
 
     def __init__(self, batches: BatchMaker, threads: int, device: torch.device = CPU) -> None:
-        self._batches, self._evaluated = batches, False
+        self._batches, self.evaluation = batches, batches.evaluation
         self._side = SideStream(device)
         self._thread = ThreadPoolExecutor(
             1, thread_name_prefix="batches", initializer=self._begin, initargs=(threads,)
@@ -209,12 +209,6 @@ class Ahead:
         self._start(*((epoch + 1, 0) if last else (epoch, batch + 1)))
         return tensors
 
-    def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
-        """Return an evaluation batch."""
-        make = partial(self._batches.evaluation, split, batch, size)
-        checked, self._evaluated = not self._evaluated, True
-        return checked_draws(make, "evaluation()") if checked else make()
-
     def _start(self, epoch: int, batch: int, checked: bool = False) -> None:
         self._next = (epoch, batch), self._thread.submit(self._make, epoch, batch, checked)
 
@@ -224,4 +218,4 @@ class Ahead:
 
     def _make(self, epoch: int, batch: int, checked: bool) -> Made:
         make = partial(self._batches.train, epoch, batch)
-        return checked_draws(make, "train()") if checked else make(), self._side.mark()
+        return checked_draws(make) if checked else make(), self._side.mark()

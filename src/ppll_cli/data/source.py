@@ -62,7 +62,7 @@ class BatchMaker(Protocol):
 
         Random numbers come from a generator that is seeded from these three, for example
         `ppll_cli.data.batches.generator_of(seeding.augmentation(seed, epoch, batch))`, with
-        `seeding` from `ppll_cli`. The run ends if the first batch draws from a global generator.
+        `seeding` from `ppll_cli`. The run ends if the first batch depends on a global generator.
 
         A separate thread calls this method; on CUDA, the thread has a stream of its own. Meanwhile
         the run may still read earlier batches, so do not write into tensors of earlier batches.
@@ -73,7 +73,7 @@ class BatchMaker(Protocol):
     def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":
         """Make an evaluation batch, without augmentation. Samples keep their order in the split.
 
-        The batch depends only on the arguments, and is refused as in `train` otherwise.
+        The batch depends only on the arguments.
         Names and dtypes of the tensors are those of a training batch. The batches of a split are
         numbered from 0; only the last may have fewer than `size` samples.
         """

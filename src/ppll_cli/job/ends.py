@@ -1,5 +1,6 @@
 """Finds what each module runs after its last unit: its exports and its loss."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -149,13 +150,14 @@ class Ends:
     @property
     def task_counters(self) -> tuple[str, ...]:
         """Names of the Python attributes of the task that each loss of the model changes."""
-        whole = [range(len(self.site.units))]
+        task = copy.deepcopy(self.site.task)  # the run begins with the task as it was made
+        ends = replace(self, site=replace(self.site, task=task))
 
         def compute() -> None:
             with suppress(ConfigError):  # `all` raises it, for the modules of the run
-                self.cost(whole, 0)
+                ends.cost([range(len(self.site.units))], 0)
 
-        return counters(self.site.task, compute)
+        return counters(task, compute)
 
     def _walk(
         self, modules: Sequence[range]

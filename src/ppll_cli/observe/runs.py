@@ -185,14 +185,16 @@ def read_run(folder: Path) -> FoundRun | None:
     if isinstance(choices, Mapping):
         named = {group: name for group, name in choices.items() if isinstance(name, str)}
         config["choices"] = named  # without damaged options, which are no text
-    if "choices" not in config and not {"status", "schedule"} <= {*summary}:
+    files = [folder / name for name in (CONFIG_FILE, SUMMARY_FILE, METRICS_FILE)]
+    unread = [file.name for file in files if file.exists() and not os.access(file, os.R_OK)]
+    recorded = "choices" in config or {"status", "schedule"} <= {*summary}
+    if not recorded and not {CONFIG_FILE, SUMMARY_FILE} <= {*unread}:
         return None
     lines = list(_objects(folder / METRICS_FILE))
     steps = whole(summary.get("steps"))
     if steps is not None and max(map(_step, lines), default=0) > steps:
         summary = {}  # the run was resumed after it had ended
     metric, evaluations = _evaluations(lines)
-    files = [folder / name for name in (CONFIG_FILE, SUMMARY_FILE, METRICS_FILE)]
     return FoundRun(
         folder.name,
         folder,
@@ -202,7 +204,7 @@ def read_run(folder: Path) -> FoundRun | None:
         metric or _metric(summary),
         evaluations,
         None if summary.get("error") is None else str(summary["error"]),
-        unread=[file.name for file in files if file.exists() and not os.access(file, os.R_OK)],
+        unread=unread,
     )
 
 

@@ -142,9 +142,12 @@ def check_writable() -> None:
     # Other systems than Linux have no such folder.
     if sys.platform != "linux" or os.access(SHARED_MEMORY, os.W_OK | os.X_OK):
         return
-    why = "cannot be written to" if SHARED_MEMORY.exists() else "does not exist"
+    missing = not SHARED_MEMORY.exists()
+    why = "does not exist" if missing else "cannot be written to"
     problem = f"{why}, but a run's processes share memory there"
     remedy = f"mount -t tmpfs -o mode=1777 tmpfs {SHARED_MEMORY}, as an administrator"
+    if missing:
+        remedy = f"mkdir {SHARED_MEMORY} && {remedy}"
     raise ConfigError("folder", SHARED_MEMORY, problem, remedy)
 
 

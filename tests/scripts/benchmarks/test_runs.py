@@ -45,6 +45,9 @@ def test_an_interrupted_run_is_continued_if_its_overrides_are_the_same(tmp_path:
     for said in ("max_minutes have passed", "continuing after step 0, from "):
         with pytest.raises(RunFailedError, match=f"ended with 143: {said}"):
             run(stopped, tmp_path / "run", continues=True)
+    with pytest.raises(RunFailedError, match="ended with 2: "):
+        run(["epochs=none"], tmp_path / "refused", continues=True)
+    assert not (tmp_path / "refused.json").exists()  # it would fail again
     whole = run(small, tmp_path / "run", continues=True)
     assert "parts" not in whole  # it is not continued, because its overrides differ
     assert whole["status"] == "completed"

@@ -251,17 +251,24 @@ class LabelledPictures(Classified):
         return listing.of(np.sort(chosen))
 
     def _check_apart(self) -> None:
-        """Check that no file is in two splits or two classes, for example through a link."""
+        """Check that no file is in two splits, or in two classes of a split, even by a link.
+
+        Links to one file may be in two classes, because some programs store equal files only once.
+        """
         real = real_paths()
-        classes = [f"class {name}" for name in self.class_names]
-        seen: dict[str, tuple[str, str]] = {}
+        seen: dict[str, tuple[str, str, bool]] = {}
         for split, listing in self._splits.items():
             for path, label in zip(listing.paths, listing.labels.tolist(), strict=True):
-                here = split, classes[label]
+                link = os.path.islink(path)
+                here = split, self.class_names[label], link
                 there = seen.setdefault(real(path), here)
-                for one, other in zip(there, here, strict=True):
-                    if one != other:
-                        raise self.fault(path, f"is in {one} and in {other}", "keep it in only one")
+                problem = None
+                if there[0] != split:
+                    problem = f"is in {there[0]} and in {split}"
+                elif there[1] != here[1] and not (link and there[2]):
+                    problem = f"is in class {there[1]} and in class {here[1]}"
+                if problem:
+                    raise self.fault(path, problem, "keep it in only one")
 
     def _check_some(self) -> None:
         paths = [path for split in self._splits.values() for path in split.paths]

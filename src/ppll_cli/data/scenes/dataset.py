@@ -121,18 +121,21 @@ class DetectionDataset(Files, ABC):
         return splits
 
     def _check_apart(self, parts: Mapping[Part, Scenes]) -> None:
-        """Check that no file occurs twice in the parts, for example through a link."""
+        """Check that no file is in two parts, or twice in a part, even by a link.
+
+        Two links in a part may lead to one file: some programs store equal files only once.
+        """
         real_path = real_paths()
-        seen: dict[str, Path] = {}
-        for scenes in parts.values():
+        seen: dict[str, tuple[Part, Path]] = {}
+        for part, scenes in parts.items():
             for file in scenes.pixels if scenes.sizes is not None else ():
                 assert isinstance(file, Path)
-                real = real_path(file)
-                if real in seen:
-                    problem = "occurs twice, in training and test or in one of them"
-                    where = f" and as {seen[real]}" if seen[real] != file else ""
-                    raise self.fault(f"{file}{where}", problem, "list each picture once")
-                seen[real] = file
+                there, first = seen.setdefault(real_path(file), (part, file))
+                if first is file or (there == part and first.is_symlink() and file.is_symlink()):
+                    continue
+                problem = "occurs twice, in training and test or in one of them"
+                where = f" and as {first}" if first != file else ""
+                raise self.fault(f"{file}{where}", problem, "list each picture once")
 
     def fitted(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width, in pixels, to which a picture is resized."""
