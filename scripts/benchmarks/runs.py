@@ -42,7 +42,7 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.conditions = {"machine": machine(), "source": source()}
+        self.conditions = conditions()
         self.rows: dict[str, dict[str, Any]] = {}
         self._lock = Lock()
         if path.exists():
@@ -61,6 +61,11 @@ class Results:
             save({"rows": self.rows}, self.path)
 
 
+def conditions() -> dict[str, Any]:
+    """Return facts which must be equal if an earlier result, or an interrupted run, is used."""
+    return {"machine": machine(), "source": source()}
+
+
 def run(overrides: Sequence[str], run_dir: Path, continues: bool = False) -> dict[str, Any]:
     """Run ppll-run in a new process, and return the content of `summary.json`.
 
@@ -71,15 +76,14 @@ def run(overrides: Sequence[str], run_dir: Path, continues: bool = False) -> dic
     Raises:
         RunFailedError: The run did not complete. The message contains its output.
     """
-    given = [*overrides, f"hydra.run.dir={run_dir}"]
     mark = run_dir.with_name(f"{run_dir.name}.json")
-    begun = {"overrides": [*given], "source": source(), "machine": machine()}
+    begun = {"overrides": list(overrides), **conditions()}
+    command = ppll_run(*overrides, f"hydra.run.dir={run_dir}")
     if continues and mark.exists() and json.loads(mark.read_text()) == begun:
-        given.append("resume=auto")
+        command.append("resume=auto")
     else:
         shutil.rmtree(run_dir, ignore_errors=True)
         save(begun, mark)
-    command = ppll_run(*given)
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         if done.returncode not in INTERRUPTED:  # it would fail again

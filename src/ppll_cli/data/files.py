@@ -1,7 +1,7 @@
 """Settings that all data sets share, and functions that check and divide their files."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -117,20 +117,29 @@ def sample_name(number: int, file: Path | None) -> str:
     return f"{number}-{clean}.png" if clean else f"{number}.png"
 
 
-def real_paths() -> Callable[[str | Path], str]:
-    """Return a function that gives the path of a file without links, for many files of few folders.
+Place = tuple[str, int]
+"""Where a file is listed: the name of a part or split, and the file's index there."""
 
-    The function resolves each folder only once.
+
+def repeated(parts: Mapping[str, Iterable[str | Path]]) -> Iterator[tuple[Place, Place]]:
+    """Find files that are listed again, also under another name through a link.
+
+    Two links in one part may lead to the same file: some programs store equal files only once, and
+    put links in their places. Such links are left out.
+
+    Yields:
+        The place of a file that was listed before, and its first place.
     """
-    real_folder = cache(os.path.realpath)
-
-    def found(path: str | Path) -> str:
-        if os.path.islink(path):
-            return os.path.realpath(path)
-        folder, name = os.path.split(path)
-        return f"{real_folder(folder)}/{name}"
-
-    return found
+    real_folder = cache(os.path.realpath)  # many files are in few folders
+    seen: dict[str, tuple[Place, bool]] = {}
+    for part, files in parts.items():
+        for number, file in enumerate(files):
+            is_link, (folder, name) = os.path.islink(file), os.path.split(file)
+            real = os.path.realpath(file) if is_link else f"{real_folder(folder)}/{name}"
+            here = (part, number)
+            first, first_is_link = seen.setdefault(real, (here, is_link))
+            if first != here and not (is_link and first_is_link and part == first[0]):
+                yield here, first
 
 
 def readable(root: str) -> bool:

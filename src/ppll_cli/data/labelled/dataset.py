@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ppll_cli.config.settings import usable_cores
 from ppll_cli.data.classified import Classified
-from ppll_cli.data.files import cache_root, fixed_random, hold_out, real_paths
+from ppll_cli.data.files import cache_root, fixed_random, hold_out, repeated
 from ppll_cli.data.kept import kept_folder, mapped_pixels, pixels_file, place
 from ppll_cli.data.labelled.listing import Listing, ListingError, Parts, arranged
 from ppll_cli.data.labelled.loader import Wanted, middle
@@ -125,15 +125,8 @@ class LabelledPictures(Classified):
         warning if `val_fraction` holds out all pictures of a class.
         """
         self._check_apart()
-        lacking = np.setdiff1d(np.arange(self.class_count), self._splits["train"].labels)
-        if len(lacking):
-            log.warning(
-                "data.val_fraction=%g holds out all pictures of the class %s%s: the model cannot "
-                "learn it; give a smaller fraction, or add pictures",
-                self.val_fraction,
-                self.class_names[lacking[0]],
-                f", and of {len(lacking) - 1} more" if len(lacking) > 1 else "",
-            )
+        if self.val_fraction:
+            self._warn_of_lacking_classes()
         if self.resident:
             self.load()
         else:
@@ -250,25 +243,31 @@ class LabelledPictures(Classified):
         chosen = fixed_random(_LIMIT_SEED).permutation(len(listing))[: self.eval_limit]
         return listing.of(np.sort(chosen))
 
-    def _check_apart(self) -> None:
-        """Check that no file is in two splits, or in two classes of a split, even by a link.
+    def _warn_of_lacking_classes(self) -> None:
+        lacking = np.setdiff1d(np.arange(self.class_count), self._splits["train"].labels)
+        if len(lacking):
+            log.warning(
+                "data.val_fraction=%g holds out all pictures of the class %s%s: the model cannot "
+                "learn it; give a smaller fraction, or add pictures",
+                self.val_fraction,
+                self.class_names[lacking[0]],
+                f", and of {len(lacking) - 1} more" if len(lacking) > 1 else "",
+            )
 
-        Links to one file may be in two classes, because some programs store equal files only once.
-        """
-        real = real_paths()
-        seen: dict[str, tuple[str, str, bool]] = {}
-        for split, listing in self._splits.items():
-            for path, label in zip(listing.paths, listing.labels.tolist(), strict=True):
-                link = os.path.islink(path)
-                here = split, self.class_names[label], link
-                there = seen.setdefault(real(path), here)
-                problem = None
-                if there[0] != split:
-                    problem = f"is in {there[0]} and in {split}"
-                elif there[1] != here[1] and not (link and there[2]):
-                    problem = f"is in class {there[1]} and in class {here[1]}"
-                if problem:
-                    raise self.fault(path, problem, "keep it in only one")
+    def _check_apart(self) -> None:
+        """Check that no file is in two splits, or in two classes of a split (see `repeated`)."""
+        paths = {split: listing.paths for split, listing in self._splits.items()}
+        for (split, number), (first_split, first) in repeated(paths):
+            listing, earlier = self._splits[split], self._splits[first_split]
+            name = self.class_names[listing.labels[number]]
+            first_name = self.class_names[earlier.labels[first]]
+            if split != first_split:
+                problem = f"is in {first_split} and in {split}"
+            elif name != first_name:
+                problem = f"is in class {first_name} and in class {name}"
+            else:
+                continue
+            raise self.fault(listing.paths[number], problem, "keep it in only one")
 
     def _check_some(self) -> None:
         paths = [path for split in self._splits.values() for path in split.paths]

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field, FiniteFloat
 
 from ppll_cli.data.classified import check_normalisation
-from ppll_cli.data.files import PARTS, Files, Part, hold_out, real_paths, sample_name
+from ppll_cli.data.files import PARTS, Files, Part, hold_out, repeated, sample_name
 from ppll_cli.data.scenes.index import Found, Objects, Scenes
 from ppll_cli.data.source import EvaluationForm, Predict, Prediction, Tensors
 from ppll_cli.errors import ConfigError
@@ -121,21 +121,13 @@ class DetectionDataset(Files, ABC):
         return splits
 
     def _check_apart(self, parts: Mapping[Part, Scenes]) -> None:
-        """Check that no file is in two parts, or twice in a part, even by a link.
-
-        Two links in a part may lead to one file: some programs store equal files only once.
-        """
-        real_path = real_paths()
-        seen: dict[str, tuple[Part, Path]] = {}
-        for part, scenes in parts.items():
-            for file in scenes.pixels if scenes.sizes is not None else ():
-                assert isinstance(file, Path)
-                there, first = seen.setdefault(real_path(file), (part, file))
-                if first is file or (there == part and first.is_symlink() and file.is_symlink()):
-                    continue
-                problem = "occurs twice, in training and test or in one of them"
-                where = f" and as {first}" if first != file else ""
-                raise self.fault(f"{file}{where}", problem, "list each picture once")
+        """Check that no file is in two parts, or twice in a part (see `repeated`)."""
+        files: dict[str, list[Path]] = {part: _files(parts[part]) for part in parts}
+        for (part, number), (first_part, first) in repeated(files):
+            file, earlier = files[part][number], files[first_part][first]
+            where = f" and as {earlier}" if earlier != file else ""
+            problem = "occurs twice, in training and test or in one of them"
+            raise self.fault(f"{file}{where}", problem, "list each picture once")
 
     def fitted(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width, in pixels, to which a picture is resized."""
@@ -238,3 +230,9 @@ class DetectionDataset(Files, ABC):
 
         (found,) = self.task.detections(predict(inputs[IMAGE]), inputs[FRAME])
         return found
+
+
+def _files(scenes: Scenes) -> list[Path]:
+    """Return the pictures' files; [] if the program paints the pictures itself."""
+    files = () if scenes.sizes is None else scenes.pixels
+    return [file for file in files if isinstance(file, Path)]
