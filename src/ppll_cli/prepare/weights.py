@@ -66,7 +66,7 @@ def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeigh
     """Compare a file of weights with a model.
 
     `given` is the path of the file, or of a run directory. Tensors may have this program's or
-    torchvision's names. If `partial` is True, tensors may be missing, have another form, or be
+    torchvision's names. If `partial` is True, tensors may be missing, not fit (see `_fits`), or be
     unknown to the model.
 
     Raises:
