@@ -145,10 +145,10 @@ class Plan:
     def settings(self, name: str, gpus: int, replicas: int = 1) -> Settings:
         """Return the settings of a run with the schedule `name`.
 
-        If `threads` is not set, all workers in the plan get equally many threads: the usable CPU
-        cores, divided by the largest number of devices in the plan that is not above the number of
-        cores. For example, with 16 cores and plans for 1, 2 and 4 devices, a worker gets 4 threads.
-        If all numbers of devices are above the number of cores, a worker gets one thread.
+        If `threads` is not set, all workers in the plan get equally many threads: the number of
+        usable CPU cores, divided by the largest number of devices. For example, with 16 cores and
+        plans for 1, 2 and 4 devices, a worker gets 4 threads. Numbers of devices above the number
+        of cores are not considered; if there are no others, a worker gets one thread.
         """
         config = self.configs[name]
         cores = usable_cores()

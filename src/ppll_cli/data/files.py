@@ -94,8 +94,8 @@ def hold_out(
     """Choose training samples to hold out; return the indices of the kept and held-out samples.
 
     The choice is the same in every run. Kept indices ascend. Held-out indices are in random order,
-    so the first n of them are a random sample. If `needed`, the data set has no other test samples,
-    so the error message does not advise the fraction 0.
+    so the first n of them are a random sample. `needed` says that the model can be tested only on
+    held-out samples; then the error message does not suggest a fraction of 0.
 
     Raises:
         ConfigError: No sample would be held out, or none would be kept.
@@ -122,13 +122,13 @@ Place = tuple[str, int]
 
 
 def repeated(parts: Mapping[str, Iterable[str | Path]]) -> Iterator[tuple[Place, Place]]:
-    """Find files that are listed again, also under another name through a link.
+    """Find files that are listed more than once, under the same path or through links.
 
-    Two links in one part may lead to the same file: some programs store equal files only once, and
-    put links in their places. Such links are left out.
+    `parts` has the files of each split. Two links in the same split may lead to the same file,
+    because some programs store equal files only once. Such links are not reported.
 
     Yields:
-        The place of a file that was listed before, and its first place.
+        For each repetition, its place in `parts`, and the place where the file is listed first.
     """
     real_folder = cache(os.path.realpath)  # many files are in few folders
     seen: dict[str, tuple[Place, bool]] = {}

@@ -46,7 +46,7 @@ def mixed(
 
 
 def unmixed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add the targets of mixed batches to an evaluation batch, in which each label has share 1."""
+    """Give an evaluation batch the `targets` of a mixed batch, in which each image has share 1."""
     return {**batch, **targets(batch[LABEL], batch[LABEL], 1.0)}
 
 

@@ -28,12 +28,12 @@ SAME_PLACE = 3
 
 @dataclass
 class _History:
-    """The failures and reports of one worker.
+    """The failures of one worker, and the latest reports that it sent.
 
     Attributes:
         failures: For each failure, its time, and the batch or mark at which the worker failed (None
             if it was still starting).
-        reported: For each kind of report, split and module, the step of the latest report.
+        reported: The step of the latest report, by the report's kind, split and module.
         began_s: When the current restart began, on the clock of `perf_counter`; None if the worker
             is not restarting.
     """
@@ -160,13 +160,16 @@ class RestartLog:
         self._end(report, report["ended_s"], seconds)
 
     def _end(self, report: Report, ended_s: float, seconds: float | None = None) -> None:
-        """If the worker of a report is restarting, record the end of this restart."""
+        """If the worker of a report is restarting, record the end of this restart.
+
+        `seconds` is the restart's duration; None if the worker failed again during the restart.
+        """
         for each in self._reports:
             if _seat(each) == _seat(report) and each["ended_s"] is None:
                 each.update(ended_s=ended_s, seconds=seconds)
 
     def marked(self, looks: Sequence[Look]) -> list[Look]:
-        """Return the workers' states, in which `restarts` says whether a worker restarts now."""
+        """Return the workers' states, with `restarts` set to whether a worker is restarting."""
         # The display calls this in its own thread, so read a copy of the list.
         now = {_seat(each) for each in list(self._reports) if each["ended_s"] is None}
         seats = zip(self._job.seats, looks, strict=True)

@@ -119,13 +119,13 @@ class Recorded:
     def changed(
         self, composed: Mapping[str, Any], choices: Mapping[str, str], overrides: Sequence[str]
     ) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return the recorded configuration with the given changes, and the option of each group.
+        """Return the recorded configuration with the user's changes, and the option of each group.
 
-        `composed` is the configuration that Hydra composed from the result of `arguments`.
+        Hydra composed `composed` and `choices` from the overrides that `arguments` returned.
 
         Raises:
-            ConfigError: A change is not allowed, or no override names a user's class that the
-                record names.
+            ConfigError: A change is not allowed, or the record has a user's class that no override
+                names.
         """
         config, chosen = self.with_changes(composed, choices, overrides, self._check_free)
         if not _names_tracker(overrides):
@@ -188,10 +188,10 @@ class Recorded:
             log.info(said, name if named else path, word(again))
 
     def _check_free(self, key: str, override: str, value: Any) -> None:
-        """Refuse to remove a key, or to change a key that a resumed run must not change.
+        """Refuse a change of `key` to `value` that is not allowed. No key may be removed.
 
-        `FREE`, `COMPARED` and `BOUND` say which keys may change. `epochs` may change if the
-        learning rate does not depend on it.
+        Keys in `FREE` may change, but not those in `BOUND`; those in `COMPARED` only if the digest
+        of the data is recorded. `epochs` may change if the learning rate does not depend on it.
         """
         reason = ""
         free = any(key == name or key.startswith(name + ".") for name in FREE) and key not in BOUND
@@ -251,7 +251,7 @@ def shown(value: Any) -> str:
 
 
 def named(resume: Override | None, remedy: str) -> Path | None:
-    """Return the folder that `resume=` names; None if the override is missing or null."""
+    """Return the folder that `resume=` names, if any; `remedy` is the advice for an empty name."""
     if resume is None or resume.value() is None:
         return None
     if resume.is_sweep_override():

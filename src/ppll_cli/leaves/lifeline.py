@@ -12,10 +12,10 @@ _PIPES: "WeakSet[Connection]" = WeakSet()
 
 
 def share(pipe: Connection) -> None:
-    """Let all processes that this process starts later keep `pipe` open."""
+    """Register a worker's pipe to its parent for `descriptors`."""
     _PIPES.add(pipe)
 
 
 def descriptors() -> tuple[int, ...]:
-    """Return the file descriptors to pass to a new process, so that it keeps the pipes open."""
+    """Return the file descriptors of the registered pipes; a new process must inherit them."""
     return tuple(pipe.fileno() for pipe in _PIPES if not pipe.closed)

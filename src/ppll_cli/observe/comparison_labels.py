@@ -85,9 +85,9 @@ def drawn(groups: Sequence[Group]) -> list[Drawn]:
 def labels(groups: Sequence[Group]) -> list[str]:
     """Return a label for each group: its schedule, and facts and settings in which groups differ.
 
-    A label begins with the name of the run if this name is short, as in a sweep. A long name is at
-    the end of a label, and only if several labels would be equal without it. The status follows,
-    if it is not the usual one (see `_completed`).
+    A label also begins with the names of the group's runs if they are short, as in a sweep. Long
+    names are added at the end, but only to labels that would be equal without them. If the status
+    of a group is unusual (see `_completed`), its label tells the status.
     """
     common, usual = _common(groups), _completed(groups)
     told = [_label(group, common) for group in groups]

@@ -71,7 +71,7 @@ class Shown:
 
 
 def guard() -> None:
-    """Replace both standard streams by `Shown`, if that is not done yet."""
+    """Replace stdout and stderr by `Shown`, so that their failures cannot end the process."""
     _open_closed()
     for name in NAMES:
         stream: TextIO | None = getattr(sys, name)
@@ -97,7 +97,11 @@ def tell_failures() -> None:
 
 
 def output_failure() -> str | None:
-    """Return why output was lost; None if it was printed, or if nobody reads it."""
+    """Return why output to stdout was lost; None if nothing was lost.
+
+    Output after the reader closed the pipe does not count as lost, nor does output to a stdout that
+    was closed from the start.
+    """
     stream = sys.stdout
     if not isinstance(stream, Shown):
         return None

@@ -237,9 +237,10 @@ def guarded(name: str, config: Mapping[str, Any]) -> Guarded:
 
 
 def line_scalars(line: Mapping[str, Any]) -> dict[str, float]:
-    """Return a line's numbers by keys such as `test/accuracy` and `module_3/train/loss`.
+    """Return the numbers of a line of `metrics.jsonl`, by keys such as `module_3/train/loss`.
 
-    All modules share the learning rate, so it is returned only for lines of the model's own head.
+    Keys of the last module have no `module_3/`. All modules share the learning rate, so it is
+    returned only for the last module.
     """
     module = "" if line["module"] is None else f"module_{line['module']}/"
     prefix = f"{module}{line['split']}/"

@@ -30,9 +30,9 @@ def training(place: Place, schedule: Schedule) -> Stream:
 
 
 def evaluation(place: Place, schedule: Schedule) -> Stream:
-    """Return all instructions of a stage for evaluation batches that are computed together.
+    """Return all instructions of a stage for one or more evaluation batches, computed together.
 
-    Each evaluation batch is treated as a micro-batch.
+    In these instructions, a micro-batch is a whole evaluation batch.
 
     Raises:
         ScheduleError: The schedule's instructions do not evaluate the stage's chunks.

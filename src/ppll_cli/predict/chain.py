@@ -56,8 +56,8 @@ class Setup:
     Attributes:
         settings: The settings of the run. Their batch size and number of threads are not used.
         local: Configuration of the local method's class.
-        site: What the local method has to know about the model; `units` and `modules` are empty.
-        samples: Number of samples of a batch, or of a micro-batch.
+        site: Describes the model for the local method. Its `units` and `modules` are empty.
+        samples: Number of samples of the measured batch.
     """
 
     settings: Settings

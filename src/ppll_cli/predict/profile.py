@@ -67,7 +67,7 @@ class Profile:
     """Measures units, auxiliary networks, copies and the optimizer's step.
 
     Args:
-        ends: The model and the local method.
+        ends: Describes the model, and what each module runs after its last unit.
         source: A hash of the source code of the model and the local method.
         neighbours: How many other processes keep CPU cores busy during a measurement.
     """
@@ -127,7 +127,8 @@ class Profile:
     def auxiliary(self, modules: Sequence[range], module: int) -> Measured:
         """Return the cost of a module's auxiliary network and loss.
 
-        It is measured alone. If there are `neighbours`, its times are multiplied by `slowdown`.
+        If there are `neighbours`, the times are not measured among them: times measured without
+        neighbours are multiplied by `slowdown`.
         """
         if self.neighbours:
             alone = self.at(self.setup.samples).auxiliary(modules, module)

@@ -26,7 +26,7 @@ class FoundWeights:
     Attributes:
         weights: The tensors of the file that fit the model.
         missing: Names of the model's tensors that the file lacks, except BatchNorm's counters.
-        unfit: A line for each tensor of the model that the file has in another form (see `_fits`).
+        unfit: A message for each tensor that has another shape in the file, or integers there.
         unused: Names in the file for which the model has no tensor.
     """
 
@@ -37,7 +37,10 @@ class FoundWeights:
     unused: Sequence[str]
 
     def report(self) -> dict[str, Any]:
-        """Return the result as plain data, for the run's record and summary."""
+        """Return the result as plain data, for the run's record and summary.
+
+        Names of tensors are listed, but not their values.
+        """
         return {
             "file": str(self.weights.file),
             "sha256": self.sha256,
@@ -48,7 +51,7 @@ class FoundWeights:
         }
 
     def told(self) -> str:
-        """Return the result as one line for the user."""
+        """Return a line for the user: how many tensors fit, and which do not."""
         fit, others = len(self.weights.names), len(self.missing) + len(self.unfit)
         parts = [f"{fit} of the model's {fit + others} tensors fit"]
         for what, names in (

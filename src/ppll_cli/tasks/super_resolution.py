@@ -82,9 +82,10 @@ class SuperResolution:
     def tile_targets(
         self, height: int, width: int, tile: int = 9, bicubic: int = 2
     ) -> Mapping[str, ValueSpec]:
-        """Return `targets` for tiles, given their size in pixels of the small picture.
+        """Shape (without the batch dimension) and dtype of each target of a tile, by name.
 
-        `tile` and `bicubic` are the numbers of columns of the tensors `TILE` and `BICUBIC`.
+        `height` and `width` are in pixels of the small picture. `tile` and `bicubic` are the
+        lengths of a row of `TILE` and of `BICUBIC`.
         """
         return {
             TARGET: ValueSpec((3, self.scale * height, self.scale * width), torch.float32),
@@ -97,9 +98,10 @@ class SuperResolution:
         return F.l1_loss(prediction.float(), values[TARGET])
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
-        """Return a row of `_COLUMNS` numbers for each tile.
+        """Return the sums from which `score` computes PSNR and SSIM, float64 [B, 9].
 
-        In training, there is one row for the whole batch, with zeros except in the luma's columns.
+        Each row is for a tile; `_COLUMNS` describes the columns. In training, the result is [1, 9]:
+        one row for the whole batch, with zeros except in the luma's columns.
         """
         made, wanted = luma(prediction), luma(values[TARGET])
         errors = (made - wanted).double().square()
@@ -111,10 +113,10 @@ class SuperResolution:
         similar = ssim_map(made, wanted)
         counted = _inside(tile[:, 1:5], errors)
         compared = _inside(tile[:, 5:9] - RADIUS, similar)
-        shaved = _inside(_shaved(tile), errors)
+        in_rgb = _inside(_rgb_bounds(tile), errors)
         rgb_errors = (eight_bits(prediction) - eight_bits(values[TARGET])).double().square()
         sums = [errors * counted, counted, similar * compared, compared]
-        sums += [rgb_errors.sum(dim=1) * shaved, 3 * shaved]
+        sums += [rgb_errors.sum(dim=1) * in_rgb, 3 * in_rgb]
         rows = torch.stack([each.sum(dim=(1, 2)) for each in sums], dim=1)
         return torch.cat((tile[:, :1].double(), rows, values[BICUBIC]), dim=1)
 
@@ -155,7 +157,7 @@ class SuperResolution:
 
 
 def _by_picture(rows: Tensor) -> dict[int, list[float]]:
-    """Sum the rows of each picture's tiles; return the sums by the picture's index.
+    """Add the rows that `measure` returned for a picture's tiles; return sums by picture index.
 
     The sums are exact, because replicas and a resume change the order of the rows.
     """
@@ -163,12 +165,12 @@ def _by_picture(rows: Tensor) -> dict[int, list[float]]:
     return {int(n): [*map(fsum, rows[rows[:, 0] == n, 1:].T.tolist())] for n in numbers}
 
 
-def _shaved(tile: Tensor) -> Tensor:
-    """Return the four bounds, as in `TILE`, of the pixels that `rgb_psnr` uses, int64 [B, 4].
+def _rgb_bounds(tile: Tensor) -> Tensor:
+    """Compute the bounds of the pixels that `rgb_psnr` uses, int64 [B, 4], from `TILE`'s rows.
 
     At the picture's border, PSNR leaves out `scale` pixels, SSIM `scale` + 5 and `rgb_psnr`
-    `scale` + 6. All other sides of a tile have the same bound for the three metrics. So a side is
-    at the picture's border if its bounds for PSNR and SSIM differ.
+    `scale` + 6. So if a side's bounds for PSNR and SSIM differ, the side is at the border, and the
+    bound for `rgb_psnr` is one pixel further inwards than SSIM's. Otherwise all three are equal.
     """
     bounds, narrower = tile[:, 1:5], tile[:, 5:9]
     inwards = torch.tensor([1, -1, 1, -1], device=tile.device)

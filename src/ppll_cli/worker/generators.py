@@ -6,7 +6,7 @@ import torch
 
 
 def generators_of(device: torch.device) -> list[torch.Generator]:
-    """Return the default generators of the CPU and, if a device is on CUDA, of the device."""
+    """Return the CPU's default generator and, if `device` is on CUDA, also the device's."""
     found = [torch.default_generator]
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index

@@ -16,7 +16,10 @@ def storages(tensors: Iterable[Tensor]) -> set[int]:
 
 
 def copy_shared(tensors: Mapping[str, Tensor], memory: Container[int]) -> dict[str, Tensor]:
-    """Return the tensors by name; copy each one whose storage's address is in `memory`."""
+    """Copy tensors whose memory may be overwritten; return all tensors by name.
+
+    `memory` has the addresses of such storages.
+    """
     return {n: t.clone() if _storage(t) in memory else t for n, t in tensors.items()}
 
 
@@ -47,12 +50,12 @@ def unchanged(tensors: Mapping[str, Tensor], code: str) -> Iterator[None]:
 
 
 def without_aliases(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Return a unit's outputs by name, with a view in place of each tensor that already has a name.
+    """Return a unit's outputs by name; if one tensor has several names, make views of it.
 
-    Tensors in `held` and earlier outputs have names. Tensors without gradients are not replaced.
-    Because of the view, autograd sums the gradients of each name first, and then adds these sums.
-    For outputs that are sent to another stage, the order is the same; another order would round
-    differently.
+    A unit may return an input (a tensor in `held`), or one tensor under two names. With a view,
+    autograd first sums the gradients of each name, and then adds these sums, as it does for outputs
+    that are sent to another stage. Another order would round differently. Tensors that need no
+    gradient get no view.
     """
     taken, found = {id(tensor) for tensor in held}, {}
     for name, tensor in made.items():

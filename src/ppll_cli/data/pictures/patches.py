@@ -69,10 +69,10 @@ class PatchBatches(SplitBatches[Files, PictureSplit]):
         sides = ((tile.rows, height), (tile.columns, width))
         rows, columns = (slice(span.start, span.stop) for span, _ in sides)
         low, high = self._pieces(here.pictures, tile.picture, rows, columns)
-        counted = [
-            _counted(span, side, s, border) for border in (s, s + RADIUS) for span, side in sides
+        evaluated = [
+            _evaluated(span, side, s, border) for border in (s, s + RADIUS) for span, side in sides
         ]
-        numbers = [tile.picture, *(number for bounds in counted for number in bounds)]
+        numbers = [tile.picture, *(number for bounds in evaluated for number in bounds)]
         first = batch == 0 or here.tiles[batch - 1].picture != tile.picture
         assert here.pictures.quality is not None
         quality = here.pictures.quality[tile.picture] if first else (0.0, 0.0)
@@ -108,12 +108,12 @@ def _turned(patch: Bytes, turn: int) -> Bytes:
     return patch[:, ::-1] if turn >= 4 else patch
 
 
-def _counted(span: Span, side: int, scale: int, border: int) -> tuple[int, int]:
-    """Return start and stop of the evaluated pixels along one side of a tile of the large picture.
+def _evaluated(span: Span, side: int, scale: int, border: int) -> tuple[int, int]:
+    """Return the first evaluated row (or column) of a tile, and the one after the last.
 
-    They are counted from the tile's first pixel. A border of the large picture, `border` pixels
-    wide, is not evaluated. `span` is the range of the tile and `side` the length of the picture's
-    side, both in pixels of the small picture.
+    They are in pixels of the large picture, and relative to the tile. Pixels less than `border`
+    from the picture's edge are not evaluated. `span` describes the tile's rows (or columns), and
+    `side` is the height (or width) of the picture; both are in pixels of the small picture.
     """
     first = max(scale * span.first, border)
     behind = min(scale * span.behind, scale * side - border)
