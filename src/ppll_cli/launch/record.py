@@ -106,7 +106,7 @@ def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
 def check_kinds(run_dir: Path) -> None:
     """Refuse a run directory in which a result file is, for example, a folder or a FIFO.
 
-    To open a FIFO would block, and a folder would make the run fail at its end.
+    Opening a FIFO would block, and a folder would make the run fail at its end.
     """
     kinds = (OWN_FILES, os.path.isfile, "file"), (OWN_FOLDERS, os.path.isdir, "folder")
     for names, fits, kind in kinds:

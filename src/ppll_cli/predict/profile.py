@@ -127,8 +127,7 @@ class Profile:
     def auxiliary(self, modules: Sequence[range], module: int) -> Measured:
         """Return the cost of a module's auxiliary network and loss.
 
-        If there are `neighbours`, the times are not measured among them: times measured without
-        neighbours are multiplied by `slowdown`.
+        With `neighbours`, these are times measured without them, multiplied by `slowdown`.
         """
         if self.neighbours:
             alone = self.at(self.setup.samples).auxiliary(modules, module)

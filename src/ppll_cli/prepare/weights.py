@@ -26,7 +26,8 @@ class FoundWeights:
     Attributes:
         weights: The tensors of the file that fit the model.
         missing: Names of the model's tensors that the file lacks, except BatchNorm's counters.
-        unfit: A message for each tensor that has another shape in the file, or integers there.
+        unfit: A message for each tensor of the model with another shape in the file, or with
+            integers there instead of floating-point numbers.
         unused: Names in the file for which the model has no tensor.
     """
 
@@ -37,10 +38,7 @@ class FoundWeights:
     unused: Sequence[str]
 
     def report(self) -> dict[str, Any]:
-        """Return the result as plain data, for the run's record and summary.
-
-        Names of tensors are listed, but not their values.
-        """
+        """Return the file and tensors' names as plain data, for the run's record and summary."""
         return {
             "file": str(self.weights.file),
             "sha256": self.sha256,

@@ -101,9 +101,9 @@ class PyramidHead(nn.Module):
     applied to all maps of the pyramid.
 
     In local learning, some input maps may be missing. The paper has no such case, so the following
-    rules are our own. If a finer map than the coarsest input map is missing, its level is computed
-    only from coarser levels. If a coarser map is missing, it is replaced by the coarsest input map,
-    with rows and columns left out.
+    rules are our own. If a map finer than the coarsest input map is missing, its level is computed
+    only from coarser levels. If a map coarser than this one is missing, it is made from the
+    coarsest input map by leaving out rows and columns.
 
     `channels` has the number of channels of each input map by the map's stride, one of `STRIDES`.
     """

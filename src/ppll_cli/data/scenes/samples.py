@@ -79,7 +79,7 @@ def found_in(picture: Image.Image, found: Detections, classes: Sequence[str]) ->
 def drawn(
     scene: Scene, found: Detections, classes: Sequence[str], *, truth: bool = True
 ) -> Image.Image:
-    """Draw a picture with dashed true boxes (if `truth`), found boxes and a legend."""
+    """Return a scene's picture with its true boxes (if `truth`), found boxes and a legend."""
     picture = scene.picture
     factor = max(1, -(-_LEAST_SIDE // max(picture.size)))
     if factor > 1:
