@@ -1,4 +1,4 @@
-"""The jobs of a command: check the configuration of each, and run it."""
+"""Checks the configuration of each job of a command, and runs the job."""
 
 import gc
 import logging
@@ -82,7 +82,10 @@ class Jobs:
     ends: list[str] = field(default_factory=list)
 
     def begin_in(self, folder: Path) -> None:
-        """Store the folder for results, and what Hydra will replace there, before Hydra writes."""
+        """Record the folder for results, and the files there that Hydra will replace.
+
+        Call this before Hydra writes. If the run is refused, `remove_refused` restores the files.
+        """
         self.folder = Path(os.path.abspath(folder))  # without `..`, as Hydra names it
         places = (self.folder, *self.folder.parents)
         self.above = next(path for path in places if os.path.exists(path))

@@ -44,9 +44,13 @@ def chosen(key: str | None, summary: Summary, metric: str) -> str:
 
 
 def check_direction(key: str, direction: str | None, metric: str, lower_is_better: bool) -> None:
-    """Refuse a search for the worst loss or metric.
+    """Refuse a search for the worst loss or metric, for example for the largest loss.
 
-    `direction` is "minimize", "maximize", or None if unknown; `key` is the objective.
+    `key` is the objective. `direction`, in which the sweeper searches, is "minimize", "maximize",
+    or None if unknown. `lower_is_better` says whether small values of `metric` are good.
+
+    Raises:
+        ConfigError: The direction is wrong.
     """
     best = {"loss": "minimize", metric: "minimize" if lower_is_better else "maximize"}
     name = key.rpartition(".")[2]

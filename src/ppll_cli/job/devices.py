@@ -91,7 +91,7 @@ def check_processors(settings: Settings, devices: Sequence[str], notes: list[str
 def _check_compiler(on_cpu: bool) -> None:
     """Check that torch.compile can work: CPU needs a C++ compiler; CUDA a C compiler and Triton.
 
-    The code that they compile includes a header of Python.
+    The compilers also need Python's C headers.
     """
     language, variable, usual, other = (
         ("C++", "CXX", "g++", "clang++") if on_cpu else ("C", "CC", "gcc", "clang")
@@ -119,6 +119,5 @@ def _check_compiler(on_cpu: bool) -> None:
 
 
 def _python_header() -> Path:
-    """Return where the main C header of this Python is, if the headers are installed."""
     # Not the default scheme, which on Debian is for packages that the user installs.
     return Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")

@@ -42,8 +42,8 @@ class Ending:
     Attributes:
         reports: The last report of each worker, in the order of `Job.seats`. Only machine 0 has
             them; on other machines the list is empty.
-        signal: The signal that ended the run early (SIGTERM at the time limit); None if the run is
-            complete.
+        signal: None if the run is complete, else the signal that ended it early. The time limit
+            counts as SIGTERM.
     """
 
     reports: list[Report]
@@ -63,10 +63,10 @@ def launch(
     With a `fleet` (a run over several machines), start only the workers of this machine.
 
     After the start of the workers, `on_start` is called with the `Pulse` of each worker, which
-    shows the worker's progress. `on_report` is called with each report of a start, of metrics, a
-    checkpoint or a restart: on machine 0 with those of all machines, on other machines never. At
-    the time `until_s`, on the clock of `time.monotonic`, the launcher stops the workers as a
-    SIGTERM would.
+    shows the worker's progress. `on_report` is called with the workers' reports, for example of
+    metrics, checkpoints and restarts. In a run over several machines, only machine 0 calls it, with
+    the reports of all machines. At the time `until_s`, on the clock of `time.monotonic`, the
+    launcher stops the workers as a SIGTERM would.
 
     Raises:
         WorkerFailedError: A worker failed; all workers have been stopped.
@@ -160,7 +160,10 @@ class _Launcher:
 
     @contextmanager
     def telling(self) -> Iterator[None]:
-        """Tell the other machines if the `with` block fails. Always end transfers of files."""
+        """If the `with` block fails, send its exception to the other machines.
+
+        In all cases, close the transfers of files when the block ends.
+        """
         try:
             yield
         except Exception as error:
@@ -173,7 +176,10 @@ class _Launcher:
                 self._fleet.close_parcels()
 
     def tell(self, report: Report) -> None:
-        """Pass on a report of this machine: a worker restarts, or continues after a restart."""
+        """Call `on_report` with a report of a worker's restart.
+
+        Machines other than machine 0 send the report to machine 0 instead.
+        """
         if self._fleet is not None:
             report = {**report, "machine": self._fleet.name(self._fleet.rank)}
         if self._others is None or not self._others.pass_on(report):
@@ -261,7 +267,7 @@ class _Signals:
 
     @contextmanager
     def before_clean_up(self) -> Iterator[None]:
-        """Make `handle` treat signals after the `with` block as signals during the clean-up."""
+        """After the `with` block, let `handle` regard signals as sent during the clean-up."""
         try:
             yield
         finally:

@@ -16,10 +16,10 @@ Blocks = Annotated[int, Field(ge=0, le=MOST_LAYERS)]
 
 
 class ViTBlocks(LocalMethod):
-    """Trains each module through new transformer blocks and a copy of the model's head.
+    """Trains each module through transformer blocks, then a head like the model's.
 
     The blocks have the sizes of the block after the module or, if no block follows, of the last
-    block. The copied head has LayerNorm, pooling and a Linear layer. All have fresh weights.
+    block. The head has LayerNorm, pooling and a Linear layer. All start from random weights.
 
     Args:
         depth: Number of blocks of each auxiliary network; 0 means the head alone. A list has one

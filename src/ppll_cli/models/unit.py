@@ -115,7 +115,7 @@ def seeded_model(config: Mapping[str, Any], seed: int) -> Iterator[Model]:
 def units_seeded(
     config: Mapping[str, Any], input_spec: InputSpec, task: Task, seed: int
 ) -> tuple[Unit, ...]:
-    """Make a model and its units. Random numbers that are drawn meanwhile depend only on `seed`."""
+    """Make a model, and return its units. All random numbers for this depend only on `seed`."""
     with seeded_model(config, seed) as model:
         return tuple(model.units(input_spec, task))
 

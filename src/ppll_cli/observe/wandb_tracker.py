@@ -136,7 +136,7 @@ class WandbTracker:
             self._run.define_metric(key, step_metric="step", summary=f"{best},last")
 
     def stages(self, step: int, stages: Sequence[Mapping[str, Any]], at: Moment) -> None:
-        """Log the stages' fractions of time and their memory."""
+        """Log each stage's numbers, such as `stage_0/compute_fraction`, and the bubble."""
         self._log(step, stage_scalars(stages), at)
 
     def _log(self, step: int, values: Mapping[str, Any], at: Moment) -> None:

@@ -23,14 +23,15 @@ Cost = Callable[[int, Instruction], float]
 
 
 class Journey(NamedTuple):
-    """The time of a transfer (a message, or an average over replicas).
+    """The time of a transfer: of a message, or of an average over replicas.
 
-    The transfer begins when the instruction that starts it has ended.
+    The transfer of `FinishAverage` comes before the instruction; every other transfer comes after
+    its instruction.
 
     Attributes:
-        carried_s: Seconds for which the transfer occupies its connection: a channel, or the
-            connection of a stage's replicas. A connection carries one transfer at a time.
-        latency_s: Seconds from the end of `carried_s` to the arrival.
+        carried_s: Seconds for which the transfer occupies its connection: a channel, or the network
+            between the replicas of a stage. A connection carries one transfer at a time.
+        latency_s: Additional seconds until the arrival, in which the connection is free.
     """
 
     carried_s: float = 0.0
@@ -194,9 +195,9 @@ def _deadlock(stages: Sequence[_Stage], channel: Callable[[Channel], _Channel]) 
 
 
 def peak_live(stream: Iterable[Instruction]) -> int:
-    """Return the largest number of a stage's forwards that wait for their backward at one time.
+    """Return how many of a stage's forwards wait for their backward at the same time, at most.
 
-    In evaluation, a forward waits for its `Measure`.
+    In an evaluation, a forward waits for `Measure`, the instruction that computes its loss.
     """
     live = peak = 0
     for instruction in stream:

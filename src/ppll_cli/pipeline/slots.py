@@ -44,7 +44,10 @@ def most(found: Iterable[Mapping[Channel, int]]) -> dict[Channel, int]:
 
 
 def _held(stage: int, stream: Iterable[Instruction]) -> dict[Channel, int]:
-    """Return how many slots a stage uses at most at one time, by channel; at least `ahead`."""
+    """Return how many slots of each of its input channels a stage uses at most at the same time.
+
+    The number is at least `Channel.ahead`.
+    """
     now: Counter[Channel] = Counter()
     peak: dict[Channel, int] = {}
     for instruction in stream:

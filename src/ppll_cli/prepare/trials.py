@@ -89,7 +89,10 @@ def check_losses(job: Job, subject: Subject) -> None:
 
 
 def why_unreadable(ends: Ends, modules: Sequence[range], number: int, numerics: Numerics) -> str:
-    """Return why an auxiliary network cannot read a dtype that units write; empty if it can."""
+    """Return why module `number`'s auxiliary network cannot read its inputs' dtypes; else "".
+
+    `ends` builds the auxiliary network. `modules` has the indices of each module's units.
+    """
     stop, units = modules[number].stop, ends.site.units
     outputs = (spec for traced in ends.traced[:stop] for spec in traced.outputs)
     if stop == len(units) or all(spec.dtype == torch.float32 for spec in outputs):
@@ -224,7 +227,7 @@ def check_averages(replicas: int, units: Sequence[Unit], before: Sequence[_Specs
 def _tested(
     units: Sequence[Unit], before: Sequence[_Specs]
 ) -> Iterator[tuple[Unit, Sequence[Tensor]]]:
-    """Yield one of each kind of equal units, with random inputs."""
+    """Yield the units to test, with random inputs; of equal units, only the first."""
     kinds: dict[object, tuple[Unit, _Specs]] = {}
     for unit, specs in zip(units, before, strict=True):
         kinds.setdefault(recipe_of(unit, specs), (unit, specs))
@@ -235,9 +238,10 @@ def _tested(
 def _first_unfit(
     way: _Way, units: Sequence[Unit], before: Sequence[_Specs], *, skip_unable: bool = False
 ) -> str:
-    """Return a text on the first unit for which `way` computes wrong gradients; "" if none.
+    """Return what is wrong with the first unit for which `way` fails or gives wrong gradients.
 
-    If `skip_unable` is True, units that cannot compute gradients for random values are skipped.
+    Return "" if there is no such unit. An example of `way` is `_in_halves`. If `skip_unable` is
+    True, units that cannot compute gradients for random values are skipped.
     """
     for unit, inputs in _tested(units, before):
         expected: _Gradients | None = None

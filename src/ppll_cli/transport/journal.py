@@ -63,7 +63,11 @@ class _WakeUp:
         self._wakes, self._woken = wakes, Inlet(woken)
 
     def open(self) -> None:
-        """Wake the other end. An earlier process of this worker may have died before doing so."""
+        """Prepare the pipe for this process, and wake the other end.
+
+        After a restart, this is necessary if the earlier process died just before it woke the other
+        end.
+        """
         os.set_blocking(self._wakes.fileno(), False)
         self.wake()
 
@@ -80,8 +84,8 @@ class _WakeUp:
 class _End:
     """The common base of sender and receiver. `position` counts messages since the run's start.
 
-    The channel's memory begins with the slots. The counters follow, and then a head for each slot.
-    The counters and each head have `head` bytes.
+    The channel's memory has all slots, then the counters, then a head for each slot: the header and
+    the layout of its message. The counters take `head` bytes, and so does each head.
     """
 
     def __init__(self, slots: Slots, head: int, wakeup: _WakeUp, device: str) -> None:
@@ -98,7 +102,7 @@ class _End:
         return _Counters.from_address(self._address(0))
 
     def _address(self, number: int) -> int:
-        """Return the address of the counters, if `number` is 0, or of the `number`-th head."""
+        """Return the address of the counters if `number` is 0, else of head `number` - 1."""
         memory, slots = self._slots.memory.tensor, self._slots
         assert memory is not None
         return memory.data_ptr() + slots.count * slots.size + number * self._head_bytes
@@ -232,7 +236,7 @@ class JournalReceiver(_End):
         return self._released - self._counters.freed
 
     def go_back(self, position: int) -> None:
-        """Continue after the first `position` messages, which the latest snapshot covers."""
+        """After a restart, continue with message `position`; the snapshot covers earlier ones."""
         self.position = self._released = position
         self.free()
 
@@ -250,13 +254,13 @@ class JournalTransport(RingTransport):
     """Channels that can keep a message until the receiving stage has taken a later snapshot."""
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
-        """Return why channels of `size` bytes cannot be created; None if they can be."""
+        """Return why shared memory has no room for all slots (`size` bytes); None if it has."""
         return no_room(size)  # slots are in shared memory of the host, also between CUDA devices
 
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
     ) -> tuple[JournalSender, JournalReceiver]:
-        """Create a new channel, and return its two ends."""
+        """Create a channel, and return its two ends; see `channel.Transport` for the arguments."""
         size = max(ALIGNMENT, aligned(size))
         head = head_bytes(size)
         tensor = shared_zeros(slots * size + (1 + slots) * head)

@@ -215,7 +215,7 @@ class LabelledPictures(Classified):
 
     @cached_property
     def _splits(self) -> Mapping[str, Listing]:
-        """The pictures of `train`, `test` and, if it exists, `val`; they are equal in every run."""
+        """The pictures of `train`, `test` and perhaps `val`; the run's seed has no effect."""
         _, parts = self._found
         train = parts["train"]
         # The first of these is the split `test`; the second, if there is one, is `val`.

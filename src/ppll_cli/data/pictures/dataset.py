@@ -59,7 +59,11 @@ class PictureDataset(Files, ABC):
 
     @abstractmethod
     def sources(self, part: Part) -> Sequence[Source]:
-        """Return the files of the pictures of a part; refuse a part with too few pictures."""
+        """Return the files of the part `train` or `test`; `val` is later held out of `train`.
+
+        Raises:
+            ConfigError: There are too few pictures.
+        """
 
     @property
     def longest(self) -> int | None:
@@ -79,7 +83,7 @@ class PictureDataset(Files, ABC):
     def load(self) -> dict[str, PictureSplit]:
         """Return the splits `train` and `test`, and `val` if `val_fraction` is not 0.
 
-        They are equal in every run.
+        They do not depend on the run's seed.
         """
         divided = self._divided().items()
         return {name: self._split(sources, name == "train") for name, sources in divided}

@@ -54,7 +54,7 @@ class Seen:
 
 
 class Leader:
-    """Communicates with the other launchers, as a part of machine 0's launcher.
+    """The part of machine 0's launcher that communicates with the launchers of other machines.
 
     `stop` is the flag that stops this machine's workers. `away` has the workers of other machines.
     """
@@ -129,7 +129,10 @@ class Leader:
         self._fleet.tell({"kind": "end of job", "signal": signal})
 
     def _arrival(self, machine: int, report: Report) -> Event | None:
-        """Start to receive the file of a report, if any; return the event of its arrival."""
+        """If a report announces a file, start to receive it.
+
+        Return an event that is set when the file is complete; None if no file will come.
+        """
         parcels = self._fleet.parcels.get(machine)
         if parcels is None or report["kind"] != "saved":
             return None
@@ -149,7 +152,7 @@ class Leader:
 
 
 class Follower:
-    """Communicates with machine 0's launcher, as a part of another machine's launcher.
+    """The part of any other machine's launcher that communicates with machine 0's launcher.
 
     `ended` is machine 0's message that ends the job. `away` is empty, because only machine 0
     watches the workers of other machines.
