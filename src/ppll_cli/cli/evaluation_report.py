@@ -82,7 +82,7 @@ def report(asked: "EvaluationRequest") -> None:
 
 
 def _check_unseen(asked: "EvaluationRequest", run: LoadedRun) -> None:
-    """Refuse to test on the run's training samples, as far as the run's record shows them."""
+    """Refuse to test on files that the run was trained on, if the run recorded its files."""
     if asked.split not in ("test", "val"):
         return
     if asked.compares_data:

@@ -90,8 +90,8 @@ class _Group:
     """Weights whose gradients must be computed in one call, because they share an operation.
 
     `weights` has, for each weight, the autograd node that adds to its `.grad`. `nodes` are the
-    operations that use the weights and depend on an input. `given` has each output that depends on
-    the weights but on no input, as a `_Start`.
+    operations that use the weights and depend on an input. `given` has the outputs that depend on
+    the weights but on no input, with the gradients that the caller of `backward_to_inputs` gave.
     """
 
     weights: set[Node]
@@ -104,7 +104,7 @@ class _Group:
         self._kept[node] = gradients
 
     def starts(self) -> list[_Start]:
-        """Return the edges of autograd's graph, with gradients, where the second half starts."""
+        """Return where the second half starts in autograd's graph, and the gradients there."""
         arrived = [
             (GradientEdge(node, number), gradient)
             for node in self.nodes

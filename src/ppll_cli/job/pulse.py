@@ -99,7 +99,7 @@ class Pulse(ctypes.Structure):
         self.item = item.encode()[: _TEXT - 1]
 
     def spend(self, counted_s: float, spent_s: Mapping[str, float]) -> None:
-        """Record the seconds of the steady state so far, in total and for each kind of time."""
+        """Record the seconds of the steady state so far, in total and for each of `KINDS`."""
         self.counted_s = counted_s
         for index, kind in enumerate(KINDS):
             self.spent_s[index] = spent_s.get(kind, 0.0)

@@ -25,7 +25,7 @@ class _Reported:
 
 
 class Saving:
-    """Completes the checkpoints of a run."""
+    """Collects the workers' reports about each checkpoint, and then writes its manifest."""
 
     def __init__(self, prepared: Prepared, metrics: Metrics, parts: Parts) -> None:
         self._job, self._cuts = prepared.job, prepared.cuts
@@ -35,8 +35,9 @@ class Saving:
     def take(self, report: Report, seconds: float) -> None:
         """Record a worker's report about a checkpoint. Finish the checkpoint after the last report.
 
-        Each worker sends a report of kind `counted`, and one worker of each stage a report of kind
-        `saved`. `seconds` is how long the run has trained since it was started or resumed.
+        Each worker sends a report of kind `counted`, with its counts and times. One worker of each
+        stage also sends a report of kind `saved`, with the file that it has written. `seconds` is
+        how long the run has trained since it was started or resumed.
 
         Raises:
             OSError: The checkpoint cannot be finished, or something moved the run directory.

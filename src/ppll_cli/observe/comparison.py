@@ -111,9 +111,10 @@ def _baselines(row: Row, groups: Sequence[Group], schedule: str) -> list[Group]:
 
 
 def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
-    """Return `Group.reference` of a group: its baseline with back-propagation.
+    """Return the group with which tests for noise compare `group`.
 
-    If it has no such baseline, return the comparable group with the best metric.
+    This is its baseline with back-propagation or, without one, the comparable group with the best
+    metric.
     """
     if group.first.bps or not group.first.conditions:
         return next(iter(group.first.bps), None)

@@ -15,7 +15,7 @@ from ppll_cli.observe.runs import FoundRun, whole
 Conditions = Mapping[str, Any]
 """Values that must be equal for two runs to be comparable.
 
-A value is missing if the run has just begun, or if an older program wrote the run. Such a run is
+A value is missing if the run has just begun, or if an older version wrote it. Such a run is
 comparable to runs with any value.
 """
 
@@ -101,8 +101,9 @@ def _first_unit(module: Any) -> str | None:
 def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
     """Return the conditions in which two runs differ, with both values.
 
-    Conditions that follow from others are left out: the keys of a group whose options differ, the
-    digest of the data if another key of `data` differs, and `steps` if any other condition differs.
+    A difference that only follows from another one is left out. If the runs have different options
+    of a group, such as `model`, the keys of this group are left out. The digest of the data is left
+    out if another key of `data` differs, and `steps` if any other condition differs.
     """
     found = {
         key: (value, theirs[key])
@@ -191,10 +192,12 @@ def method(run: FoundRun) -> str | None:
 def settings(runs: Sequence[FoundRun]) -> dict[FoundRun, dict[str, str]]:
     """Return, for each run, the settings in which the runs differ.
 
-    Keys of `NAMED` are left out. If a run's schedule is in `WHOLE`, its keys of local methods are
-    left out too. If runs have different options of a group, such as `model`, the option is listed.
-    A key of this group is then listed only if all runs have the key, or if its value differs
-    between runs with the same option. `data.root` is listed only if the data differ.
+    If runs have different options of a group, such as `model`, the option is listed. Most keys of
+    this group then differ only because of the option. So a key is listed only if all runs have it,
+    or if it differs between runs with the same option.
+
+    `data.root` is listed only if the data differ. Keys in `NAMED` are left out. The keys of local
+    methods are left out in runs that train the whole model by one loss (see `WHOLE`).
     """
     known, chosen = [_settings(run) for run in runs], [_choices(run) for run in runs]
     if len({_digest(run) for run in runs} - {None}) > 1:
@@ -284,7 +287,7 @@ def _choice(run: FoundRun, group: str) -> Any:
 
 
 def _choices(run: FoundRun) -> dict[str, Any]:
-    """Return the run's option of each group, with current names; {} if unknown."""
+    """Return the run's option of each group, such as `model`, with names of this version."""
     found = run.configured("choices")
     return {**ADDED, **choices_now(found)} if isinstance(found, Mapping) else {}
 

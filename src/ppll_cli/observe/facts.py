@@ -10,7 +10,8 @@ class StageFacts:
 
     Attributes:
         name: The number of the stage, and of the replica if there are several.
-        units: The names of the units, in groups of consecutive units.
+        units: The names of the units, in lists of consecutive units. A stage with several chunks
+            may have several lists.
         params: Number of parameters, including auxiliary networks.
         flops: FLOPs of one sample's forward pass, including auxiliary networks.
         slots: Largest number of activation messages that can wait for the stage; 0 for the first.

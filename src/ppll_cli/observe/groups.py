@@ -132,10 +132,11 @@ class Group:
     reference: "Group | None" = None
 
     def keep_common_baselines(self) -> None:
-        """Empty `bps` of all runs if one of the `averaged` runs has no baseline. Also `lls`.
+        """Remove the baselines `bps` of all runs if one of the `averaged` runs has none.
 
         Otherwise, the mean speed-up would be over fewer runs than the mean speed. Runs may have
-        different baselines, because older runs did not record all conditions.
+        different baselines, because older runs did not record all conditions. The baselines `lls`
+        are removed in the same way.
         """
         bps, lls = all(r.bps for r in self.averaged), all(r.lls for r in self.averaged)
         for row in self.rows:

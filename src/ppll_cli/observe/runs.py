@@ -55,7 +55,7 @@ class Evaluation:
 
     Attributes:
         step: Optimizer steps before the evaluation.
-        seconds: Training time before the evaluation; None in runs of older programs.
+        seconds: Training time before the evaluation; None in runs of older versions.
         value: The task's metric.
     """
 
@@ -156,10 +156,10 @@ def _inside(folder: Path) -> dict[Path, FoundRun]:
 
 
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
-    """Return a unique name for each run: the last parts of its path.
+    """Return a unique name for each run: the last components of its path.
 
-    A name has the number of parts in `depths`; if `above` is True, one more. If names would be
-    equal, all names get more parts.
+    `depths` has the number of components below the searched folder. If `above` is True, a name
+    also has the component before these. If names would be equal, all names get more components.
     """
     for more in count(int(above)):
         names = {
@@ -222,7 +222,7 @@ def _refused(file: Path) -> Iterator[tuple[Path, FoundRun]]:
 def _evaluations(lines: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[Evaluation]]:
     """Return the metric, such as "test accuracy", and the evaluations of the model's own head.
 
-    If an evaluation has no time, an older program began the run, and all times become None.
+    If any evaluation has no time, as in runs that an older version began, all times become None.
     """
     found: dict[str, tuple[str, list[Evaluation]]] = {}
     for line in lines:

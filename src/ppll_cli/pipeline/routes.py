@@ -90,15 +90,15 @@ def find_routes(
     watches: Mapping[int, Watch] | None = None,
     differentiable: Callable[[int, str], bool] = lambda unit, name: True,
 ) -> Routes:
-    """Find the tensors that each chunk has to send: those that exist at its end and are read later.
+    """Find the tensors that each chunk has to send: those that later units, exports or losses read.
 
     A gradient is sent back for each differentiable tensor that an earlier unit of the same module
     writes. `differentiable` gets the index of a unit, and the name of a tensor that exists before
     this unit runs. It returns whether this tensor can have a gradient.
 
-    For each module, `ends` has the exports (see `Routes`) and then the loss. For each module whose
-    loss reads weights of a later unit, `watches` says which unit (see `Watch`). The keys of `ends`
-    and `watches` are the indices of the modules' last units.
+    The keys of `ends` and `watches` are the indices of the modules' last units. `ends` has what
+    runs after such a unit: the exports (see `Routes`), then the loss. `watches` has the `Watch` of
+    each module whose loss reads weights of a later unit.
     """
     into, reads, makes = [], [], []
     live: set[str] = set()

@@ -38,7 +38,7 @@ def ring_bytes(size: int, replicas: int) -> int:
 
 
 class Carriers:
-    """Finds which connection carries each message of a job, and each average over replicas."""
+    """Finds the connection and the time of each message, and of each all-reduce over replicas."""
 
     def __init__(self, job: Job, interconnect: Interconnect) -> None:
         self._job, self._interconnect = job, interconnect
@@ -83,7 +83,7 @@ class Carriers:
         return size // 2 if self._interconnect.bf16 and self.crosses(source, target) else size
 
     def message(self, source: int, target: int, size: int, as_is: bool = False) -> Journey | None:
-        """Return the transfer of a message of `size` bytes; None if no connection carries it.
+        """Return the time of a message of `size` bytes; None if the stages have no connection.
 
         If `as_is` is True, as for weights, the message keeps its dtype between machines.
         """
@@ -94,9 +94,9 @@ class Carriers:
         return Journey(size / link.bytes_per_second, link.latency_s)
 
     def average(self, stage: int, size: int) -> Journey | None:
-        """Return the transfer of a ring all-reduce of `size` bytes over a stage's replicas.
+        """Return the time of a ring all-reduce of `size` bytes over a stage's replicas.
 
-        The result is None if no connection carries the gradients.
+        The result is None if the replicas have no connection.
         """
         link, replicas = self.of_average(stage), self._job.replicas
         if link is None:

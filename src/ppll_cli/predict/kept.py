@@ -32,7 +32,7 @@ MOST = 1e15
 
 
 class Kept:
-    """The folder of measured times. It need not exist."""
+    """Reads and writes files of measured times in a folder. The folder need not exist."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._writable = folder, True

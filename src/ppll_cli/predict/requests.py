@@ -1,4 +1,4 @@
-"""The functions that the measuring process runs for a profile."""
+"""Times units, losses and transfers, in a process of its own (see `predict.profile`)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,8 +27,8 @@ def time_units(work: Work) -> tuple[list[Record], Record]:
     Returns:
         A record for each unit, with the values of `Measured`. If backward passes are split, it has
             the seconds of their halves instead: `input_s` and `weight_s`.
-        A record of the optimizer, per trained parameter: `step_s` has the seconds of a step, and
-            `bytes` the size of the parameter with its gradient and its optimizer state.
+        A record of the optimizer, per element of the trained parameters: `step_s` has the seconds
+            of a step, and `bytes` the size of an element with its gradient and optimizer state.
     """
     chain = Chain(work)
     saved = chain.saved_bytes()
@@ -56,7 +56,7 @@ def time_loss(
 ) -> Record:
     """Make a module's auxiliary network, and time it; see `time_criterion` for the result.
 
-    The tensors that the module's own units write get gradients.
+    As in training, the backward computes gradients of the tensors that the module's units write.
 
     Args:
         setup: How the model is built and measured.

@@ -29,11 +29,11 @@ from ppll_cli.worker.views import as_received, copy_gradients, storages, unchang
 
 
 class HeldChunk(Networks):
-    """A chunk on a worker.
+    """A chunk that a worker trains: its networks, and the tensors of the current batch.
 
     Attributes:
         is_last: Whether the chunk belongs to the last module, which has the model's own head.
-        sums: Losses and metrics that are not reported yet, by the key that `split_of` returns.
+        sums: Losses and metrics not reported yet, by split and prediction (see `split_of`).
     """
 
     def __init__(

@@ -62,10 +62,10 @@ class Tensors:
     def changing(self, micro_batch: int, state: Callable[[], Iterable[Tensor]]) -> set[int]:
         """Return addresses of memory that may change before the next chunk reads its inputs.
 
-        If the next chunk is on another stage, its inputs are sent at once, so the result is empty.
-        If it is on this stage, a new message may overwrite the inputs of this chunk, and a step may
-        change its weights and buffers. `state` returns the weights and buffers. It is called only
-        if needed, because it takes as long as many kernels.
+        `hold_outputs` copies outputs in this memory. If the next chunk is on another stage, the
+        outputs are sent at once, so the result is empty. If it is on this stage, a new message may
+        overwrite the inputs of this chunk, and a step may change its weights and buffers. `state`
+        returns the weights and buffers. It is slow, so it is called only if needed.
         """
         if not self._next_is_here:
             return set()
@@ -95,7 +95,7 @@ class Tensors:
     def take_roots(self, micro_batch: int) -> tuple[list[Tensor], list[Tensor]]:
         """Return the outputs at which a backward starts, and their gradients.
 
-        Drop the micro-batch's `values`, so that the backward can free them.
+        Also remove the micro-batch's activations (`values`), so that the backward can free them.
         """
         held = self[micro_batch]
         values, gradients = held.values, held.gradients

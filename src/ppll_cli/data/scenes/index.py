@@ -67,7 +67,7 @@ class Objects:
 
 @dataclass(frozen=True)
 class Index:
-    """The annotations of P pictures."""
+    """The annotations of a data set's training or test pictures (P pictures)."""
 
     classes: tuple[str, ...]  # names of the classes, in the order of their labels
     files: tuple[str, ...]  # paths of the pictures, relative to the data set's folder of pictures
@@ -105,7 +105,7 @@ class Scene(NamedTuple):
 
 @dataclass(frozen=True)
 class Scenes:
-    """A split: some of the P pictures of a part (train or test), in the order of `chosen`."""
+    """A split. It has the pictures `chosen` from P training or test pictures, in this order."""
 
     pixels: Sequence[Path] | Bytes  # files of P pictures, or their pixels, [height, width, 3] each
     objects: Objects  # objects of the P pictures
