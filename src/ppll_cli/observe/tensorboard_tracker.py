@@ -53,7 +53,7 @@ class TensorboardTracker:
         self._write(line["step"], line_scalars(line), at)
 
     def stages(self, step: int, stages: Sequence[Mapping[str, Any]], at: Moment) -> None:
-        """Write on what each stage spent its time (as fractions), and its memory."""
+        """Write the stages' fractions of time and their memory, and the bubble."""
         self._write(step, stage_scalars(stages), at)
 
     def _write(self, step: int, values: Mapping[str, float], at: Moment) -> None:

@@ -67,5 +67,8 @@ class Sums:
 
 
 def split_of(split: str, name: str) -> str:
-    """Return the key of a prediction in `HeldChunk.sums`; the main prediction has the name ""."""
+    """Return the key of a prediction's sums in `HeldChunk.sums`, such as "test" or "test.probe".
+
+    `name` is the name of a further prediction (see `Criterion.further`), otherwise "".
+    """
     return f"{split}.{name}" if name else split
