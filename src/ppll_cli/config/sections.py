@@ -70,7 +70,7 @@ class Optim(Section):
 
     @property
     def unused(self) -> dict[str, str]:
-        """Keys with changed values but without effect, each with the setting that it needs."""
+        """Keys that were changed but have no effect, each with the setting that it needs."""
         other = "optim=sgd" if self.name == "adamw" else "optim=adamw"
         keys = dict.fromkeys(("momentum", "nesterov") if self.name == "adamw" else ["betas"], other)
         if self.schedule != "step":

@@ -94,7 +94,7 @@ def _blocked(*signals: signal.Signals) -> Iterator[None]:
 def _without_current_directory() -> Iterator[None]:
     """Keep the current directory, which may have a `torch.py`, out of new processes' `sys.path`."""
     name, value = SAFE_PATH
-    found_there = os.path.relpath(Path(__file__).parents[2]) == "."  # this package lies there
+    found_there = os.path.relpath(Path(__file__).parents[2]) == "."  # it contains this package
     if name in os.environ or found_there:
         yield
         return

@@ -16,7 +16,7 @@ from ppll_cli.leaves.nested import flat
 from ppll_cli.observe.tracker import Moment, Tracked, line_scalars, samples, stage_scalars, tree
 
 CODE = "    "
-"""Begins each line of a text that TensorBoard's Markdown must not change."""
+"""Indentation with which TensorBoard shows a text as it is, not as Markdown."""
 
 
 class TensorboardTracker:

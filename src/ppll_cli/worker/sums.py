@@ -10,7 +10,7 @@ from torch import Tensor
 from ppll_cli.transport.replicas import Replicas
 
 JOINED = 64
-"""When `Sums.measures` has this many tensors, they become one: an epoch makes thousands."""
+"""Number of tensors in `Sums.measures` at which they are concatenated to one."""
 
 
 @dataclass

@@ -15,7 +15,7 @@ from ppll_cli.data.source import Predict
 from ppll_cli.tasks.picture_quality import eight_bits, inner_luma, psnr
 
 SIDE = 96
-"""Largest height and width, in pixels of the small picture, of the piece that a sample shows."""
+"""Largest height and width of the piece that a sample shows, in pixels of the small picture."""
 
 GAP = 6
 """Space between the views in a sample picture, in pixels."""
