@@ -71,7 +71,7 @@ class CompareRuns(Callback):
     """After a sweep, compares its runs, and writes the comparison into the sweep's folder."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Note the run directory, before Hydra makes it."""
+        """Store what Hydra will replace in the run directory, see `Jobs.begin_in`."""
         Jobs.current.begin_in(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
@@ -96,9 +96,9 @@ class CompareRuns(Callback):
                 guarded(name, tracker).sweep(folder, sweep_name(folder))
 
     def _compare(self, folder: Path) -> bool:
-        """Note how the jobs ended; write and show the comparison.
+        """Store how the jobs ended, then write and show the comparison.
 
-        If all jobs were refused, there is no comparison, and the result is False.
+        If all jobs were refused, make no comparison and return False.
         """
         comparison = compare([folder])
         try:

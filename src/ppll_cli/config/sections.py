@@ -70,7 +70,7 @@ class Optim(Section):
 
     @property
     def unused(self) -> dict[str, str]:
-        """Keys with changed values but without effect, each with the setting that it needs."""
+        """Keys that were changed but have no effect, each with the setting that it needs."""
         other = "optim=sgd" if self.name == "adamw" else "optim=adamw"
         keys = dict.fromkeys(("momentum", "nesterov") if self.name == "adamw" else ["betas"], other)
         if self.schedule != "step":
@@ -119,8 +119,7 @@ class FeatureBank(Section):
             earlier module. `stage_ends`: features of each earlier module that ends a resolution
             stage. A number n: features of the n previous modules. `first`: the model's first
             features, the input of the long skip to the head (only for super-resolution). None: the
-            task's default, see `resolved`. A record of an older run without this key means
-            `every`.
+            task's default, see `resolved`. If the record of an older run lacks this key: `every`.
         fusion: How these features are fused with the auxiliary network's own. `none`: the bank is
             not used. None: `add` if `features` is `first` and `shared_head` is true, `concatenate`
             if not.

@@ -137,7 +137,7 @@ def _kept(
         with TemporaryDirectory(dir=path.parent, prefix=".making-") as scratch:
             write(made := Path(scratch, "made"))
             if damaged:
-                # Another run may have replaced it, or only reading it failed. Then it must stay.
+                # It may be good now: another run has replaced it, or only the first reading failed.
                 with suppress(Exception):
                     return read(path)
                 with suppress(FileNotFoundError):  # another run has moved it

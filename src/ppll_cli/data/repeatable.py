@@ -15,16 +15,16 @@ _ADVICE = (
 
 
 def checked_draws(make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Make a training batch, check its random numbers, and return the batch.
+    """Return the training batch that `make` returns; refuse it if it depends on global generators.
 
-    The global generator of torch must not change, because networks draw from it at the same time,
-    for example for dropout. The global generators of Python and NumPy may change if `make` seeds
-    them: then a second batch equals the first.
+    `make` must not draw from torch's global generator, because networks draw from it at the same
+    time, for example for dropout. `make` may seed the global generators of Python and NumPy and
+    draw from them. So if they have changed, `make` is called again, and must return an equal batch.
 
     No other thread may draw from these generators during the call.
 
     Raises:
-        TypeError: The batch depends on a global generator, or changes torch's.
+        TypeError: `make` changed torch's generator, or the second batch differs.
     """
     before, others = torch.get_rng_state(), random_states()
     made = make()

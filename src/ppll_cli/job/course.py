@@ -46,9 +46,10 @@ class EvaluationBatch:
 
 @dataclass(frozen=True)
 class Version:
-    """The version of the weights in a message to the loss of an earlier module.
+    """Identifies the weights in a message by the number of optimizer steps done before.
 
-    The header of such a message has a `Version`; headers of other messages have an `Item`.
+    Only losses of earlier modules read weights from messages. The headers of these messages have a
+    `Version`; the headers of other messages have an `Item`.
     """
 
     steps: int  # number of optimizer steps before this version; 0 or less for the initial weights
@@ -170,7 +171,7 @@ class Course:
         return (step - 1) // self.steps_per_epoch + 1
 
     def evaluation_counts(self) -> set[int]:
-        """Return all numbers of batches that an `EvaluationBatch` of this run can have."""
+        """Return every possible number of batches in an `EvaluationBatch` of this run."""
         found = {1}
         for split in SPLITS:
             batches = -(-self.samples.get(split, 0) // self.evaluation_size)

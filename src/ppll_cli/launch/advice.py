@@ -55,8 +55,8 @@ def resume_command(
 ) -> str:
     """Return the command that resumes a run.
 
-    It also sets the keys in `LENGTH` that this run has changed since its start. A later `resume`
-    reads their values from the start: with a smaller `max_steps`, the run would end at once.
+    If a resume gave this run another `epochs` or `max_steps` (the keys in `LENGTH`), the command
+    repeats it. Without it the run could, for example, end at once at the `max_steps` of its start.
 
     `options` are command-line options that name folders of configurations, such as `--config-dir`.
     `changes` are the overrides that turn the defaults into the configuration; None if unknown.

@@ -234,7 +234,7 @@ def _check_named(config: Mapping[str, Any], classes: Sequence[Any]) -> None:
 
 
 def _opened(picture: Image.Image | str | Path) -> Image.Image:
-    """Return a picture in RGB and upright; a file and the picture that Pillow opens are equal."""
+    """Return a picture, in RGB and upright, from a file or a Pillow image."""
     try:
         return decoded(Path(picture)) if isinstance(picture, str | Path) else in_memory(picture)
     except ConfigError as error:

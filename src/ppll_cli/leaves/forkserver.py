@@ -60,7 +60,7 @@ def start() -> None:
     if here._config.get("tempdir") is None:  # so that multiprocessing makes no `pymp-*` in TMPDIR
         here._config["tempdir"] = str(socket_folder())
     context().set_forkserver_preload(["ppll_cli.launch.preload"])
-    with _without_current_directory(), _told_of_limit():
+    with _without_current_directory(), _limit_explained():
         # The resource tracker ignores SIGINT and SIGTERM by itself; SIGHUP is blocked for it here.
         with _blocked(signal.SIGHUP):
             resource_tracker.ensure_running()
@@ -69,8 +69,8 @@ def start() -> None:
 
 
 @contextmanager
-def _told_of_limit() -> Iterator[None]:
-    """Raise a ConfigError if the system starts no further process."""
+def _limit_explained() -> Iterator[None]:
+    """Raise a ConfigError about `ulimit -u` if the body of the `with` cannot start a process."""
     try:
         yield
     except BlockingIOError:
@@ -94,7 +94,7 @@ def _blocked(*signals: signal.Signals) -> Iterator[None]:
 def _without_current_directory() -> Iterator[None]:
     """Keep the current directory, which may have a `torch.py`, out of new processes' `sys.path`."""
     name, value = SAFE_PATH
-    found_there = os.path.relpath(Path(__file__).parents[2]) == "."  # this package lies there
+    found_there = os.path.relpath(Path(__file__).parents[2]) == "."  # it contains this package
     if name in os.environ or found_there:
         yield
         return

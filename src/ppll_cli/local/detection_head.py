@@ -14,10 +14,10 @@ means only the levels that belong to the stride of the local head's input map (s
 
 
 def with_detection_head(site: Site, chosen: DetectionHead | None) -> Site:
-    """Check the setting; for `level`, replace the site's task by a `LevelDetection`.
+    """Check `local.detection_head`; for `level`, replace the site's task by a `LevelDetection`.
 
     `pyramid` and `level` need a detection task. `level` also needs a model whose head is a
-    `PyramidHead`, because local heads get the width and norms of this head.
+    `PyramidHead`, because the local heads share settings of this head (`HeadStyle`).
     """
     if chosen is None:
         return site

@@ -25,15 +25,17 @@ class PyramidBank(Bank):
         self.task = task
 
     def form(self, shape: Shape) -> nn.Module | None:
-        """Return the identity; None for a map with a stride that no pyramid reads."""
+        """Return the identity, so that the bank holds unchanged maps.
+
+        Return None if a pyramid cannot read maps of this stride.
+        """
         return nn.Identity() if self.task.stride("fba", "on", shape) in STRIDES else None
 
     def network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return a pyramid that reads banked maps, the module's map and the maps of copied units.
+        """Return a `BankedPyramid` or, for `LevelDetection`, copied units with a `LevelHead`.
 
-        For `LevelDetection`, return a network of copied units and a `LevelHead`, which reads their
-        output and banked maps. Copied units are left out if their maps are coarser than
-        both the module's map and stride 8.
+        The `LevelHead` reads the banked maps and the output of the last copied unit. Copied units
+        are left out if the stride of their output is above 8 and above that of the module's map.
         """
         head = head_of(copies.head, PyramidHead, ("local", "fba"), "use local=greedy")
         if not bank.shared_head:
@@ -54,16 +56,16 @@ class PyramidBank(Bank):
 class BankedPyramid(nn.Module):
     """A Simple Local Module for detection, with a feature bank (arXiv 2406.00446).
 
-    Our reading: the pyramid of a module's auxiliary network is made from banked maps (the detached
-    maps of earlier modules) and own maps (the module's map, and the maps that copies of later units
-    compute from it). For each stride, the last own map is used, as in the model. The fusion
-    `concatenate` concatenates the maps of a stride, and the pyramid's 1x1 convolution reduces the
-    result to the pyramid's width. The fusion `add` sums the own map and only the banked maps that
-    have the same number of channels. If there is no own map, the last banked map replaces it.
+    Copies of later units compute further maps from the module's map. For each stride, the last map
+    of the module and the copies (the own map) is fused with the banked maps of this stride: the
+    detached maps of earlier modules. A `PyramidHead` reads the fused maps. This is our reading.
 
-    `head` is a copy of the model's head, whose settings the new head gets. `own` has the stride and
-    channels of the module's map and of each copy's output. `banked` has the stride and channels of
-    each banked map.
+    The fusion `concatenate` concatenates the maps; then the head's 1x1 convolution reduces their
+    channels to the head's width. The fusion `add` sums the own map and only those banked maps that
+    have as many channels. If a stride has no own map, its last banked map replaces it.
+
+    `head` is the model's head; the `PyramidHead` gets its settings. `own` has stride and channels
+    of the module's map and of each copy's output. `banked` has those of each banked map.
 
     Attributes:
         plan: For each stride, the indices of the maps to fuse. Banked maps are numbered first, then

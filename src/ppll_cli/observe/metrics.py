@@ -80,8 +80,7 @@ class Metrics:
     def begin(self, at_s: float) -> None:
         """Start the clock of training, or continue it in a resumed run.
 
-        Training begins at `at_s`, when the last worker was ready. `at_s` is a time of the clock
-        `time.perf_counter`.
+        Training begins at `at_s` (a value of `time.perf_counter`), when all workers are ready.
         """
         self._began_s = at_s
 

@@ -16,7 +16,7 @@ from ppll_cli.leaves.nested import flat
 from ppll_cli.observe.tracker import Moment, Tracked, line_scalars, samples, stage_scalars, tree
 
 CODE = "    "
-"""Begins each line of a text that TensorBoard's Markdown must not change."""
+"""Indentation with which TensorBoard shows a text as it is, not as Markdown."""
 
 
 class TensorboardTracker:
@@ -53,7 +53,7 @@ class TensorboardTracker:
         self._write(line["step"], line_scalars(line), at)
 
     def stages(self, step: int, stages: Sequence[Mapping[str, Any]], at: Moment) -> None:
-        """Write on what each stage spent its time (as fractions), and its memory."""
+        """Write the stages' fractions of time and their memory, and the bubble."""
         self._write(step, stage_scalars(stages), at)
 
     def _write(self, step: int, values: Mapping[str, float], at: Moment) -> None:

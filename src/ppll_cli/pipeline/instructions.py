@@ -143,10 +143,10 @@ class SendNorms(_WithPeer):
 
 
 class SendWeights(_WeightMessage):
-    """Send a unit's weights to another stage, for a chunk's loss that reads ("watches") them.
+    """Send a unit's weights to the stage of an earlier module, whose loss reads them.
 
-    `chunk` is the chunk whose loss reads the weights. `ahead` is the number of batches between
-    sending and reading. So `ahead` messages are sent before the first batch.
+    `chunk` is the last chunk of this module. `ahead` is the number of batches between sending and
+    reading. So `ahead` messages are sent before the first batch.
     """
 
 

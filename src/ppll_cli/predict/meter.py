@@ -102,8 +102,9 @@ class Meter:
 def serve(device: str, numerics: Numerics, parent: Connection) -> None:
     """Answer requests in the measuring process until the parent closes its end of the pipe.
 
-    A request is a number of threads and a function without arguments. `_answer_of` describes the
-    answer; its result is a pair: the function's result, and `Meter.disturbed`.
+    A request is a pair: a number of CPU threads, and a function without arguments. The answer is a
+    message that `_answer_of` can read. If the function succeeded, the result in the message is a
+    pair: what the function returned, and whether other programs disturbed the measurement.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     on, ready = torch.device(device), False
@@ -136,10 +137,10 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def neighbours(work: Work, count: int) -> Iterator[None]:
-    """Until the `with` block ends, run `count` processes that each train the units of `work`.
+    """Run `count` processes that each train the units of `work`, until the `with` block ends.
 
-    Cores share caches and memory. So a unit that is measured meanwhile takes longer, as in a run in
-    which other stages compute.
+    They imitate the other stages of a run: cores share caches and memory, so a unit takes longer
+    while other stages compute.
 
     Raises:
         WorkerFailedError: A process failed.

@@ -40,7 +40,7 @@ def check_instructions(job: Job, subject: Subject) -> None:
 
 
 def trials_of(job: Job) -> frozenset[str]:
-    """Return the names of the trials that `try_units` makes for a job."""
+    """Return the names of the checks that `try_units` makes for a job, such as "recompute"."""
     needed = {
         "recompute": job.settings.recompute,
         "halves": job.halves,
@@ -51,11 +51,11 @@ def trials_of(job: Job) -> frozenset[str]:
 
 
 def try_units(job: Job, subject: Subject) -> None:
-    """Run the units of a job on random values, in the ways in which a user's unit may fail.
+    """Run units on random values, to check that they allow what the job will do with them.
 
     Raises:
-        ConfigError: A unit does not allow recomputation, split backward passes, other forwards
-            before its backward, or averages over replicas.
+        ConfigError: A unit does not allow recomputation, split backward passes, a second forward
+            before the backward of the first, or averages over replicas.
     """
     trials = trials_of(job)
     schedule = as_typed("schedule", job.settings.schedule["_target_"])
@@ -88,11 +88,11 @@ def _overlaps(stream: Iterable[Instruction]) -> bool:
 
 
 def check_plan(job: Job, subject: Subject) -> None:
-    """Check the schedule, the units and the losses of a job, without running its units.
+    """Check a job's schedule and losses, and what its units did when they were traced.
 
     Raises:
         ConfigError: The schedule is wrong; or a unit changes an input of its chunk; or a loss
-            cannot read a dtype.
+            cannot read the dtype of a tensor.
     """
     _check_streams(job)
     _check_backwards(job)
@@ -101,9 +101,9 @@ def check_plan(job: Job, subject: Subject) -> None:
 
 
 def _check_streams(job: Job) -> None:
-    """Refuse a schedule whose instructions are wrong, or make the stages deadlock.
+    """Refuse a schedule if its instructions are wrong or if the stages would deadlock.
 
-    All numbers of micro-batches that occur in the run are checked.
+    The check covers every number of micro-batches that a batch of the run can have.
     """
     key, path = as_typed("schedule", job.settings.schedule["_target_"])
     if hasattr(job.make_schedule(), "held"):

@@ -139,7 +139,7 @@ def check_writable() -> None:
     Raises:
         ConfigError: This process cannot create files in shared memory.
     """
-    # Other systems than Linux have no such folder.
+    # Only Linux has this folder.
     if sys.platform != "linux" or os.access(SHARED_MEMORY, os.W_OK | os.X_OK):
         return
     missing = not SHARED_MEMORY.exists()

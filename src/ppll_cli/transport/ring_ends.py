@@ -32,7 +32,7 @@ class RingSender:
         self.bytes_sent = 0
 
     def open(self) -> None:
-        """Open host memory. Memory on a device is opened later, when the receiver offers it."""
+        """Open host memory. Memory on a device is opened when the receiver's handle arrives."""
         self._slots.memory.open()
 
     def wait(self, timeout_s: float) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ppll_cli.transport.replicas import Replicas
 
 JOINED = 64
-"""When `Sums.measures` has this many tensors, they become one: an epoch makes thousands."""
+"""Number of tensors in `Sums.measures` at which they are concatenated to one."""
 
 
 @dataclass
@@ -67,5 +67,8 @@ class Sums:
 
 
 def split_of(split: str, name: str) -> str:
-    """Return the key of a prediction in `HeldChunk.sums`; the main prediction has the name ""."""
+    """Return the key of a prediction's sums in `HeldChunk.sums`, such as "test" or "test.probe".
+
+    `name` is the name of a further prediction (see `Criterion.further`), otherwise "".
+    """
     return f"{split}.{name}" if name else split

@@ -78,7 +78,7 @@ class SyncedBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance, part)
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
-        """Check nothing: before the run, the original layer has checked inputs of these shapes."""
+        """Accept every shape: the original layer checked the shapes before the run."""
 
 
 def synced(network: nn.Module, replicas: Replicas) -> nn.Module:

@@ -15,7 +15,7 @@ from ppll_cli.data.source import Predict
 from ppll_cli.tasks.picture_quality import eight_bits, inner_luma, psnr
 
 SIDE = 96
-"""Largest height and width, in pixels of the small picture, of the piece that a sample shows."""
+"""Largest height and width of the piece that a sample shows, in pixels of the small picture."""
 
 GAP = 6
 """Space between the views in a sample picture, in pixels."""
@@ -70,8 +70,9 @@ def views(low: Bytes, high: Bytes, scale: int, overlap: int, predict: Predict) -
 
 
 def enlarged(images: Tensor, tiles: Sequence[Tile], predict: Predict) -> Image.Image:
-    """Enlarge a picture, float32 [1, 3, H, W], tile by tile, and join the used part of each tile.
+    """Enlarge a picture, float32 [1, 3, H, W], tile by tile, and join the enlarged tiles.
 
+    Tiles may overlap; the result has only the used pixels of each tile (see `tiles.Span`).
     The model maps float32 [1, 3, h, w] to [1, 3, sh, sw], all in [0, 1]. The tiles are ordered by
     rows, and from left to right in a row.
     """

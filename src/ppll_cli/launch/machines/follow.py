@@ -190,10 +190,10 @@ def _run_part(fleet: Fleet, message: Message) -> None:
 
 
 def _within_reach(fleet: Fleet, message: Message, held: ExitStack) -> Message:
-    """Return `message`, with folders that this machine can read.
+    """Return machine 0's message about a job, with paths that exist on this machine.
 
-    If this machine does not share the run directory, make a temporary folder, and fetch the
-    checkpoint from which the run resumes. The folder exists until `held` is closed.
+    If this machine does not share the run directory, replace it by a temporary folder, and fetch
+    the checkpoint from which the run resumes. The folder exists until `held` is closed.
     """
     run_dir, seen = Path(message["run_dir"]), ""
     with suppress(OSError):
