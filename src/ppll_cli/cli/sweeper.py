@@ -175,11 +175,11 @@ class BasicSweeper(basic_sweeper.BasicSweeper):
 
 
 class _Numbers(int):
-    """The first job's number for Hydra's launcher; adding an index gives another job's number.
+    """The numbers of the jobs that Hydra's launcher gets in one call.
 
-    Hydra's launcher gets the number of its first job. To find the number of another job, it adds
-    the index of this job. In a resumed sweep, complete jobs are left out, so an ordinary sum would
-    be wrong. Therefore `+` of this class returns the job's real number.
+    The launcher expects the number n of its first job, and gives its job i the number n + i. But a
+    resumed sweep leaves out complete jobs: after job 3 may come job 7. So `+ i` returns the real
+    number, `numbers[i]`.
     """
 
     numbers: tuple[int, ...]
@@ -236,7 +236,7 @@ def _check_new(folder: Path, names: Sequence[str | None]) -> None:
 
 
 def _check_options(folder: Path, number: int, config: DictConfig) -> None:
-    """Refuse a recorded option whose name may lead to a file outside the configuration folders."""
+    """Refuse a job whose record chooses an option such as `../NAME`: Hydra would read that file."""
     for group, name in config.hydra.runtime.choices.items():
         if name is not None and not OPTION.fullmatch(str(name)):
             problem = f"job {number} of this sweep has {group}={name}, which is not an option"
@@ -246,7 +246,10 @@ def _check_options(folder: Path, number: int, config: DictConfig) -> None:
 def _classes(
     jobs: Sequence[Sequence[str]], configs: Sequence[DictConfig]
 ) -> Mapping[str, list[str]]:
-    """Return, by key, the classes that the command to resume the sweep must name again."""
+    """Return, by key, the classes that the command to resume this sweep must name.
+
+    A record alone does not make the program import a class of the user's.
+    """
     found: dict[str, list[str]] = {}
     for overrides, config in zip(jobs, configs, strict=True):
         choices = own_choices(config.hydra.runtime.choices)

@@ -41,15 +41,15 @@ def register_resolvers() -> None:
 
 
 def _named(name: object) -> str:
-    """Return `-` and a run's name, with `_` in place of special characters; "" for None."""
+    """Return the end of a folder's name, such as "-my_run" for the run's name "my run"."""
     return "" if name is None else "-" + re.sub(r"[^\w.+=@-]", "_", str(name))[:LONGEST_NAME]
 
 
 def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the resolved configuration and each group's option.
+    """Return the resolved configuration, and the name of the option chosen in each group.
 
-    The user's own folders of options are used only if Hydra is initialised, as during a job, or if
-    an override adds them.
+    The user's own folders of YAML files are used only if Hydra is initialised, as during a job, or
+    if an override of `hydra.searchpath` adds them.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -70,7 +70,7 @@ def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def options_given(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments of a command line that say where Hydra finds configurations.
+    """Return the arguments of a command line that say where Hydra finds configuration files.
 
     An option and its value become one word, as in `--config-dir=FOLDER`.
     """

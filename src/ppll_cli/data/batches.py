@@ -184,7 +184,8 @@ class Ahead:
 
     The thread has a CUDA stream of its own, and torch uses up to `threads` CPU threads in it.
     Evaluation batches are made in the caller's thread, on the caller's stream. `batches` makes the
-    batches, on `device`. The random numbers of the first training batch are checked.
+    batches, on `device`. The first training batch is made by `checked_draws`, which raises an error
+    if the batch depends on a global random generator.
     """
 
     def __init__(self, batches: BatchMaker, threads: int, device: torch.device = CPU) -> None:

@@ -96,7 +96,8 @@ def save_stage(
 ) -> SavedFile:
     """Write one stage's file of a checkpoint; return the file's entry for the manifest.
 
-    `step` is the number of optimizer steps done.
+    `step` is the number of optimizer steps done. The file gets `tensors`, and the measurements
+    `unreported` in its metadata.
 
     Raises:
         OSError, SafetensorError: The file cannot be written.
@@ -160,9 +161,9 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
     If newer checkpoints are damaged, log a warning for each.
 
     Raises:
-        ConfigError: Only a newer version of this program can read the newest undamaged checkpoint;
-            or `checkpoints` is not a folder; or the system does not let a newer one be read. That
-            one may be intact, and the resumed run would remove it.
+        ConfigError: `checkpoints` is not a readable folder. Or a checkpoint cannot be checked,
+            because a file is not readable or a newer version of this program wrote it. Such a
+            checkpoint may be intact, and the resumed run would remove it.
     """
     place = Path(run_dir, "checkpoints")
     if os.path.lexists(place) and not os.path.isdir(place):
@@ -213,8 +214,8 @@ def named(run_dir: str | Path, name: str) -> Checkpoint:
     """Find a checkpoint by its name (`last`, `best` or a number of steps), and check its files.
 
     Raises:
-        DamagedError: The checkpoint's files do not match its manifest, or a newer version of
-            this program wrote the manifest.
+        DamagedError: The checkpoint's files do not match its manifest or cannot be read, or a newer
+            version of this program wrote the manifest.
         FileNotFoundError: There is no such checkpoint; the message lists the existing ones.
     """
     place = Path(run_dir, "checkpoints")
@@ -247,9 +248,9 @@ def write_model(checkpoint: Path, path: Path, ema: bool = False) -> None:
     """Write the `model_tensors` of a checkpoint to a file.
 
     Raises:
-        DamagedError: The files of the checkpoint do not match its manifest.
-        LaterFormatError: A newer program wrote the manifest.
-        OSError, SafetensorError: A file cannot be read, or the model cannot be written.
+        DamagedError: The files of the checkpoint do not match its manifest, or cannot be read.
+        LaterFormatError: A newer version of this program wrote the manifest.
+        OSError, SafetensorError: Tensors cannot be read, or the model cannot be written.
     """
     checked_manifest(checkpoint)
     with replacing(path) as unfinished:

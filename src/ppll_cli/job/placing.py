@@ -22,7 +22,7 @@ def placed(network: nn.Module, device: torch.device, compiled: bool) -> nn.Modul
 
 
 def prepare_compiler() -> None:
-    """Let torch.compile recompile more often, and keep it from starting processes.
+    """Let torch.compile recompile more often, and compile only in this process.
 
     torch limits how often it compiles one piece of code. But all units of a class share the code of
     `forward`, and torch compiles it again for each shape of the inputs. The shapes differ between

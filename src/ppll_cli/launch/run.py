@@ -270,7 +270,8 @@ class Run:
     ) -> dict[str, Any]:
         """Write the results, and return the summary.
 
-        If a result cannot be written, log this. Then also raise an error, if `error` is None.
+        Log an error for each result that cannot be written. If `error` is None, also raise the
+        first of these errors.
         """
         seconds = time.perf_counter() - self._started_s
         summarised = partial(self._summarise, reports=reports, seconds=seconds)

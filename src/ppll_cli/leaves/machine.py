@@ -5,8 +5,8 @@ import platform
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
-"""Where Linux shows the limits of a container, in other files under version 1 of cgroups than
-under version 2."""
+"""The folder in which Linux shows the limits of a container. Versions 1 and 2 of cgroups have
+different files there."""
 
 
 def processor() -> str:
@@ -38,7 +38,7 @@ def core_quota() -> float | None:
 
 
 def _numbers(name: str) -> list[int]:
-    """Return the numbers in a file of `CGROUP`; [] if it is missing or has words, such as "max"."""
+    """Return the numbers in a file below `CGROUP`; [] if it is missing or contains "max"."""
     try:
         return [int(word) for word in (CGROUP / name).read_text().split()]
     except (OSError, ValueError):

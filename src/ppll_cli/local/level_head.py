@@ -80,7 +80,10 @@ class LevelHead(nn.Module):
         self.anchors = Anchors(style.anchor, self.levels)
 
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
-        """Return the prediction, float32 [B, A, 9 + C], for the module's map and banked maps."""
+        """Return the prediction, float32 [B, A, 9 + C] (see `Anchors.forward`).
+
+        `x` is the module's map, and `bank` has the banked maps: [B, channels, H, W].
+        """
         given = (x, *bank)
         same = [F.avg_pool2d(given[n], self.stride // self.strides[n]) for n in self.joined]
         levels = [F.relu(self.project(fused(same, self.fusion)))]

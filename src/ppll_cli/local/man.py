@@ -88,14 +88,15 @@ class MAN(LocalMethod):
         """Return default weights of the loss; None means `InfoPro`'s own defaults (our choice)."""
         return None
 
-    def _base(self, there: Site, site: Site) -> Criterion:
+    def _base(self, y_site: Site, site: Site) -> Criterion:
         """Return the loss that reads y.
 
-        `site` describes the module with its output x. In its copy `there`, y replaces x.
+        `site` describes the module, whose output is x. `y_site` is a copy of `site` with y as the
+        module's output.
         """
-        if not isinstance(there.task, Classification):
-            return self._detector(there)
-        tokens = len(there.spec.shape) == 2
+        if not isinstance(y_site.task, Classification):
+            return self._detector(y_site)
+        tokens = len(y_site.spec.shape) == 2
         loss = self.loss or ("ce" if tokens else "infopro")
         if loss != "infopro" and self.weights is not None:
             problem = f"is for the loss of InfoPro, and the loss here is {loss}"
@@ -103,34 +104,34 @@ class MAN(LocalMethod):
             raise ConfigError("local.weights", self.weights, problem, remedy)
         if loss == "infopro":
             weights = self.weights or self.infopro_weights(site)
-            return InfoPro(weights=weights).criterion(there, key="local.loss")
+            return InfoPro(weights=weights).criterion(y_site, key="local.loss")
         if loss == "dgl":
             pools = AdaptivePool(size=8), AdaptivePool(size=1)
-            network = dgl_network(there, pools, channels=128, hidden=512)
+            network = dgl_network(y_site, pools, channels=128, hidden=512)
         else:
-            network = self._head(there, site, tokens)
-        return Criterion(network, (there.feature,), there.task)
+            network = self._head(y_site, site, tokens)
+        return Criterion(network, (y_site.feature,), y_site.task)
 
-    def _detector(self, there: Site) -> Criterion:
+    def _detector(self, y_site: Site) -> Criterion:
         from ppll_cli.tasks.detection import Detection  # slow: imports torchvision
 
         data = "with class labels or boxes"
-        only_for(Detection, there.task, "local", self.name, "classification and detection", data)
+        only_for(Detection, y_site.task, "local", self.name, "classification and detection", data)
         for key, value in (("local.loss", self.loss), ("local.weights", self.weights)):
             if value is not None:
                 problem = "is for classification: a detector has the loss of its task"
                 raise ConfigError(key, value, problem, "leave it out")
         if self.detection_head == "pyramid":
-            network = copy_unit(there, len(there.units) - 1, there.spec.shape, self.name)
+            network = copy_unit(y_site, len(y_site.units) - 1, y_site.spec.shape, self.name)
         else:
             if self.detection_head is None:
-                there = with_detection_head(there, "level")
-            network = there.task.smallest_head(there.spec.shape)
-        return Criterion(network, (there.feature,), there.task)
+                y_site = with_detection_head(y_site, "level")
+            network = y_site.task.smallest_head(y_site.spec.shape)
+        return Criterion(network, (y_site.feature,), y_site.task)
 
-    def _head(self, there: Site, site: Site, tokens: bool) -> nn.Module:
-        """Return the network for `loss=ce`; the arguments are as in `_base`."""
-        head, shape = len(site.units) - 1, there.spec.shape
+    def _head(self, y_site: Site, site: Site, tokens: bool) -> nn.Module:
+        """Return the network for `loss=ce`; `y_site` and `site` are as in `_base`."""
+        head, shape = len(site.units) - 1, y_site.spec.shape
         if shape != site.features[head - 1].shape:
             return site.task.smallest_head(shape)
         copied = copy_unit(site, head, shape, self.name)
@@ -152,11 +153,12 @@ class MANPlus(MAN):
     def infopro_weights(self, site: Site) -> list[float] | None:
         """Return [l1, l2, l1, l2], with l1 = 5 (1 - r) and l2 = 0.5 (1 - r).
 
-        For K modules r = stage / max(K - 2, stages). `stage` is the index, from 0, of the
-        resolution stage in which the module ends, and `stages` is the number of resolution stages.
-        The authors' code divides by K - 2. The maximum keeps l1 and l2 above 0 (our choice). The
-        result has l1 and l2 twice, for the first and the last auxiliary network. So `InfoPro` uses
-        exactly these weights.
+        Here r = stage / max(K - 2, stages). K is the number of modules, `stages` the number of
+        resolution stages, and `stage` the index (from 0) of the one in which the module ends. The
+        authors' code divides by K - 2; the maximum keeps l1 and l2 above 0 (our choice).
+
+        `InfoPro` interpolates between two pairs (l1, l2), those of the first and the last auxiliary
+        network. Both pairs are equal here, so it uses this l1 and l2 for the module.
         """
         shapes = [spec.shape for spec in site.features[:-1]]
         changes = [one != other for one, other in pairwise(shapes)]
@@ -221,6 +223,6 @@ class MomentumCriterion(Criterion):
         return found
 
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Update the averages, but not in the first lag - 1 batches, where `steps` is below 0."""
+        """Update the averages. Do nothing in the first lag - 1 batches (see `Criterion.see`)."""
         if steps >= 0:
             self.mixture.update(weights)

@@ -89,7 +89,10 @@ class BankedPyramid(nn.Module):
         self.head = PyramidHead(channels, head.style)
 
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
-        """Return the prediction [B, A, 9 + C] for the module's map and banked maps."""
+        """Return the prediction, float32 [B, A, 9 + C] (see `Anchors.forward`).
+
+        `x` is the module's map, and `bank` has the banked maps: [B, channels, H, W].
+        """
         maps = [*bank, x]
         for unit in self.units:
             maps.append(unit(maps[-1]))

@@ -1,4 +1,4 @@
-"""Finds Python attributes of a network or a task that each use changes, such as a counter."""
+"""Finds Python attributes that change whenever a network or a task is used, such as counters."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -15,11 +15,11 @@ TORCHS_OWN = frozenset(vars(nn.Module()))
 
 
 def counters(owner: object, run: Callable[[], object]) -> tuple[str, ...]:
-    """Return the names of the attributes that each call of `run` changes.
+    """Return the names of the owner's attributes that change in each call of `run`.
 
-    `run` uses the owner, for example runs a network. An attribute that only the first pass changes
-    is not returned: it may be a cache, such as the sizes of features. Attributes of torch's own
-    layers are not returned either.
+    `run` uses the owner, for example runs a network. An attribute that changes only in the first
+    call is not returned: it may be a cache, such as the sizes of features. Attributes of torch's
+    own layers are not returned either.
     """
     before = _state(owner)
     run()

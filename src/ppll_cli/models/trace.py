@@ -55,8 +55,8 @@ class TracedUnit:
         changed: Indices of the inputs that the unit changes in place.
         shared: (index of the input, index of the output) for each output that is an input or a
             view of an input.
-        counters: Names of the network's Python attributes that each forward pass in training
-            changes.
+        counters: Names of the network's Python attributes that change in each forward pass in
+            training.
     """
 
     outputs: tuple[ValueSpec, ...]
@@ -68,7 +68,7 @@ class TracedUnit:
 
 @contextmanager
 def _without_compiler() -> Iterator[None]:
-    """Keep torch from importing its compiler, which takes half as long as importing torch.
+    """Delay the import of torch's compiler, which takes half as long as the import of torch.
 
     torch excludes its dispatch modes, and many functions for the meta device, from compilation. The
     decorator that does so imports the compiler.
@@ -85,7 +85,7 @@ _COMPILER = "torch._dynamo"
 
 
 class _Uncompiled(ModuleType):
-    """Stands in for torch's compiler, and imports the real compiler when something needs it."""
+    """Takes the place of the module `torch._dynamo`, and imports it only if something needs it."""
 
     def disable(self, function: Any = None, *args: Any, **options: Any) -> Any:
         """Return torch's own functions unchanged; let the real compiler decorate all others."""

@@ -81,11 +81,11 @@ GIVEN: dict[str, Callable[[Group], Any]] = {
 """Other columns of CSV files: `FACTS` about runs, and the name and the tags that users gave."""
 
 SHOWN = ("name", "tags", "status", "schedule", "gpus", "settings")
-"""The columns of `FACTS` and `GIVEN` that tables have, too."""
+"""The columns of `FACTS` and `GIVEN` that are also in tables."""
 
 
 class Column(NamedTuple):
-    """A column of the tables, with a cell for each group. Cells of unknown values are empty."""
+    """A column of the tables, with a cell for each `Group` of runs; empty for unknown values."""
 
     head: str
     cells: Sequence[str]

@@ -73,7 +73,7 @@ def _never_raises(
 ) -> Callable[Concatenate["Console", P], None]:
     """Wrap a method so that it raises nothing but `Interrupted`: a display must not end a run.
 
-    After any other exception, which is logged, the methods of the console do nothing.
+    Any other exception is logged. After it, all wrapped methods of the console do nothing.
     """
 
     @wraps(method)

@@ -50,11 +50,11 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class StageNow:
-    """A stage at one moment; `Look` explains the other attributes.
+    """A worker of a stage at one moment; `memory_bytes` and `restarts` are as in `Look`.
 
     Attributes:
-        shares: The `FRACTIONS` of recent time; None until known.
-        queued: Messages that were sent to the stage and not received yet.
+        shares: Fractions of the worker's recent time, by the keys of `FRACTIONS`; None until known.
+        queued: Messages that were sent to the worker and not received yet.
     """
 
     shares: Mapping[str, float] | None

@@ -224,7 +224,7 @@ def _notes_on_unused(settings: Settings, machines: int) -> Iterator[str]:
 
 
 def _notes_on_counters(subject: Subject) -> Iterator[str]:
-    """Yield a note for each Python attribute that each forward pass or each loss changes."""
+    """Yield a note for each Python attribute that changes in each forward pass or each loss."""
     found: dict[str, list[str]] = {}
     for name, traced in zip(subject.names, subject.ends.traced, strict=True):
         for attribute in traced.counters:

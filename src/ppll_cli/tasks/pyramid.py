@@ -63,6 +63,7 @@ class Anchors(nn.Module):
     def forward(self, maps: Sequence[Tensor], deltas: Tensor, logits: Tensor) -> Tensor:
         """Return a prediction, float32 [B, A, 9 + C], from deltas [B, A, 4] and logits [B, A, C].
 
+        Each row has an anchor's level (1 column), its box (4), its deltas (4) and its logits (C).
         There is one map for each level, finest first. Only the sizes of the maps are used.
         """
         grids = [list(map_.shape[2:]) for map_ in maps]

@@ -67,7 +67,7 @@ class MessageQueue(AnyQueue):
 
 
 class QueueSender:
-    """The sending end; see `channel.Sender`."""
+    """The sending end of a channel (see `channel.Sender`)."""
 
     def __init__(self, queue: MessageQueue, returned: Connection, slots: int) -> None:
         self._queue, self._free = queue, FreeSlots(returned, slots)
@@ -96,7 +96,7 @@ class QueueSender:
 
 
 class QueueReceiver:
-    """The receiving end; see `channel.Receiver`."""
+    """The receiving end of a channel (see `channel.Receiver`)."""
 
     def __init__(self, queue: MessageQueue, returned: Connection) -> None:
         self._queue, self._returned = queue, returned
@@ -120,7 +120,7 @@ class QueueReceiver:
         return self._next is not None
 
     def peek(self) -> Header:
-        """Return the header of the next message, whose tensors are already mapped."""
+        """Return the header of the next message, which `wait` has already taken from the queue."""
         assert self._next is not None
         return self._next.header
 

@@ -99,7 +99,7 @@ def backward_weight(chunk: HeldChunk, micro_batch: int) -> None:
 
 
 def measure(chunk: HeldChunk, micro_batch: int, split: str) -> None:
-    """Add the loss and metrics of an evaluation micro-batch to `chunk.sums`, and free its tensors.
+    """Add loss and metrics of an evaluation micro-batch to `chunk.sums`; free the micro-batch.
 
     With averaged weights only the last module is measured: auxiliary networks have no averages.
     """
@@ -117,7 +117,10 @@ def measure(chunk: HeldChunk, micro_batch: int, split: str) -> None:
 
 
 class Norms:
-    """A vector with the squared gradient norm of every unit; each stage writes its own units."""
+    """The squared gradient norms of all units, for the gradient norm of the whole model.
+
+    The stages send one vector from stage to stage, and each writes the norms of its own units.
+    """
 
     def __init__(self, units: int, chunks: Iterable[Networks], device: torch.device) -> None:
         self._units, self._chunks, self._device = units, chunks, device
@@ -132,7 +135,7 @@ class Norms:
         return self._vector
 
     def take(self, received: Tensor) -> None:
-        """Replace the vector by a vector from another stage, float64 [units]."""
+        """Replace the vector by the one received from another stage, float64 [units]."""
         self._vector, self._total = received.clone(), None
 
     def add(self) -> None:

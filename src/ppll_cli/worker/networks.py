@@ -37,10 +37,10 @@ class Networks:
     """The networks of a chunk, initialized from the run's seed.
 
     Lists of parameters are cached, because collecting them takes longer than many kernels. The
-    argument `site` describes the model; its attribute `module` is not used.
+    argument `site` may be the site of any module of the model.
 
     Attributes:
-        place: The chunk: the indices of its units, and its module.
+        place: Says which units the chunk has, and which module it belongs to.
         units: The units and their networks, in order.
         exports: Units (with their networks) that compute values for the losses of later modules.
         criterion: The module's loss with its auxiliary network; None if no module ends here.
@@ -164,10 +164,10 @@ class Networks:
         return loss.requires_grad
 
     def tell_if_untrained(self, outputs: Collection[str], gradients: Collection[str]) -> None:
-        """Warn, only the first time, if the loss has no gradients for units that can be trained.
+        """Warn, only the first time, if the module's loss does not train the chunk's units.
 
-        `outputs` names the outputs that require gradients: none if, for example, the module ends
-        with integers. `gradients` names the outputs for which the loss has gradients.
+        `outputs` names the outputs that require gradients; integers, for example, never do.
+        `gradients` names the outputs for which the loss has gradients.
         """
         if (outputs or self.unit_weights) and not gradients and not self._told:
             self._told = True

@@ -54,7 +54,7 @@ class Totals:
 
 @dataclass
 class _Trace:
-    """The trace of a segment (see the module). Its spans are in seconds after `since`."""
+    """The spans of a segment's first batches. Their times are seconds after the moment `since`."""
 
     since: Any
     batches: int = 0
@@ -62,15 +62,15 @@ class _Trace:
 
 
 class _Queued(NamedTuple):
-    """A span or a segment whose times are not read yet.
+    """An interval whose length is not known yet: an instruction, a wait, or a whole segment.
 
     Attributes:
         kind: The kind of time, from `progress.KINDS`; None for a segment.
-        instruction: The executed instruction; None for waiting and for a segment.
-        first, last: The moments when the span or segment began and ended.
-        step: Number of optimizer steps done before the batch.
+        instruction: The instruction; None for a wait or a segment.
+        first, last: The moments when the interval began and ended (see `Clock`).
+        step: Number of optimizer steps done before the (last) batch of the interval.
         since: The moment when the counted part of the segment began.
-        trace: The trace of the span; None if it is not traced.
+        trace: The trace to which the interval is added; None if it is not traced.
     """
 
     kind: str | None
@@ -85,9 +85,9 @@ class _Queued(NamedTuple):
 class Recorder:
     """Measures a stage's time. In the steady state, it does not wait for the device.
 
-    At the end of each batch, the recorder reads the moments that the device has reached. `settle`
-    waits for all moments. The worker calls `settle` only when it has to wait anyway, for example at
-    a checkpoint.
+    On CUDA, the device may finish work long after the worker has queued it. So after each batch the
+    recorder adds only the times of finished work. `settle` waits for the rest. The worker calls it
+    only when it has to wait anyway, for example at a checkpoint.
 
     Args:
         warmup: Number of batches not counted at the start of the process.
@@ -97,9 +97,9 @@ class Recorder:
         auxiliary: Numbers of the chunks whose losses count as time of the kind "auxiliary".
 
     Attributes:
-        totals: Counts and times of the steady state; a time is added when it has been read.
+        totals: Counts of the steady state, and the times of its finished work.
         trace: The traced spans, on the host's clock, in the order of their ends; set by `settle`.
-        counted_s: Length in seconds of the steady state, as far as its times are in `totals`.
+        counted_s: Length in seconds of the steady state, up to the last work that is in `totals`.
     """
 
     def __init__(
@@ -178,14 +178,14 @@ class Recorder:
         self._unread.append(_Queued(kind, instruction, first, last, self._step, since, self._trace))
 
     def executing(self, instruction: Instruction) -> AbstractContextManager[None]:
-        """Return a context that measures the time of an instruction, if its class is in `KINDS`."""
+        """Return a context that measures an instruction of `KINDS`, and does nothing for others."""
         kind = KINDS.get(type(instruction))
         if isinstance(instruction, do.Loss) and instruction.chunk in self._auxiliary:
             kind = "auxiliary"
         return nullcontext() if kind is None else self.span(kind, instruction)
 
     def collect(self) -> None:
-        """Add the times of all spans that the device has finished."""
+        """Add the times of the work that the device has finished."""
         while self._unread and self._clock.passed(self._unread[0].last):
             self._read(self._unread.popleft())
 
@@ -213,8 +213,8 @@ class Recorder:
     def continue_from(self, totals: Totals, trace: list[Span]) -> None:
         """Continue from the totals that `so_far` returned in an earlier process.
 
-        If `trace` is not empty, no new trace is made: it would show other batches than the traces
-        of the other stages.
+        If that process has made a trace, keep it. A new trace would show other batches than the
+        traces of the other stages.
         """
         self.totals, self.counted_s, self.trace = totals, totals.wall_s, trace
         if trace:
