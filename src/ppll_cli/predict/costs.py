@@ -218,5 +218,5 @@ def params_of(job: Job, stage: int, profile: Source) -> int:
 
 
 def bytes_of(specs: Iterable[ValueSpec]) -> int:
-    """Return the total size in bytes of tensors with these shapes (without batch) and dtypes."""
+    """Return the total size in bytes of these tensors. Shapes have no batch dimension."""
     return sum(prod(spec.shape) * spec.dtype.itemsize for spec in specs)

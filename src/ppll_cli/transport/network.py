@@ -12,9 +12,9 @@ the tensors, so the receiver knows the number of bytes.
 
 gloo sends head and bytes together from host memory, which is pinned if the worker is on CUDA. With
 NCCL, gloo sends only the head, and then NCCL sends the bytes from device memory to device memory. A
-transfer by NCCL occupies both devices until it ends. If transfers began before both ends were ready,
-those of several channels could deadlock. Therefore the sender's thread sends a head only when the
-bytes are in its slot, and the receiver's thread requests a head only when a slot is free on its
+transfer by NCCL occupies both devices until it ends. If it began before both ends were ready,
+transfers of several channels could deadlock. Therefore the sender's thread sends a head only when
+the bytes are in its slot, and the receiver's thread requests a head only when a slot is free on its
 device.
 """
 
