@@ -78,7 +78,7 @@ def blaming(key: str, value: object, doing: str) -> Iterator[None]:
         log.debug("%s=%s: %s", key, value, doing, exc_info=True)
         frames = traceback.extract_tb(error.__traceback__)[2:]  # without this frame and its caller
         places = [(frame.filename, frame.lineno) for frame in frames]
-        theirs = [(file, line) for file, line in places if _is_theirs(file)]
+        theirs = [(file, line) for file, line in places if _is_user_code(file)]
         where = [f"see line {theirs[-1][1]} of {theirs[-1][0]}"] if theirs else []
         notes = "; ".join([*getattr(error, "__notes__", ()), *where])
         raise ConfigError(key, value, f"{doing} raised {_first_line(error)}", notes) from error
@@ -96,8 +96,7 @@ def require(key: str, path: object, made: object, names: tuple[str, ...], remedy
             raise ConfigError(key, path, f"cannot be used here: it has no {name!r}", remedy)
 
 
-def _is_theirs(file: str) -> bool:
-    """Return whether a source file is outside of this program and of Python's folders."""
+def _is_user_code(file: str) -> bool:
     elsewhere = (str(Path(__file__).parents[1]), sys.prefix, sys.base_prefix)
     return os.path.isabs(file) and not any(Path(file).is_relative_to(each) for each in elsewhere)
 

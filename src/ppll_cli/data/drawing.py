@@ -90,10 +90,10 @@ def free_place(
     *,
     below: bool = False,
 ) -> Rectangle | None:
-    """Return a free place for a label in the picture, at or near the label's box, or None.
+    """Return a free place for a label, at or near the box that it names; None if there is none.
 
     `size` is width and height of the label, and `frame` width and height of the picture. `taken`
-    are the places of other labels. If `below`, places below the box are tried first.
+    has the places of other labels. If `below`, places below the box are tried first.
     """
     last = frame[0] - size[0], frame[1] - size[1]
     if min(last) < 0:

@@ -15,7 +15,10 @@ Number = TypeVar("Number", int, float)
 
 
 class Conditions(TypedDict):
-    """How a part was computed. Times of two parts are added only if all these values are equal."""
+    """Devices and settings of a part of a run, on which its speed depends.
+
+    Times of two parts are added only if all these values are equal.
+    """
 
     gpus: int
     devices: list[str]
@@ -62,7 +65,7 @@ class Worker(TypedDict):
 
 
 class Counted(TypedDict):
-    """The workers' counts and times, summed over the parts of a run with equal `Conditions`."""
+    """Each worker's counts and times, summed over all parts of a run that have `conditions`."""
 
     conditions: Conditions
     workers: list[Worker]  # in the order of `Job.seats`
@@ -130,8 +133,9 @@ class Parts:
         return [*self._before, this]
 
     def alike(self, workers: Sequence[Worker]) -> list[Worker]:
-        """Return each worker's counts, summed over all parts with the current part's `Conditions`.
+        """Return each worker's counts, summed over the current part and the earlier parts like it.
 
+        Parts are alike if they have equal `Conditions`, and the same names of instructions.
         `workers` has the counts in the current part, in the order of `Job.seats`; it is empty if
         they are unknown. The result is empty if no counts are known.
         """

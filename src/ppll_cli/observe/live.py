@@ -138,7 +138,10 @@ def size(count: int | None) -> str:
 
 
 def append_bar(text: Text, shares: Mapping[str, float] | None, width: int, blocks: bool) -> None:
-    """Append a bar with a stage's fractions of time. The empty part is time for other work."""
+    """Append a bar that shows what a stage spent its time on.
+
+    Only `SHARES` are drawn. Time for other work, such as transfers, is empty space at the end.
+    """
     if shares is None:
         text.append("not known yet", style="dim")
         return
@@ -169,6 +172,6 @@ class Ticker(Thread):
             pause_s = max(self._every_s, 100 * (time.thread_time() - before_s))
 
     def stop(self) -> None:
-        """End the thread. If it is just calling the function, wait until this call returns."""
+        """End the thread. If the function is running, wait until it returns."""
         self._stopped.set()
         self.join()

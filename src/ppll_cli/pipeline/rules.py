@@ -9,7 +9,7 @@ from ppll_cli.pipeline.instructions import Instruction, Kind
 class Channel(NamedTuple):
     """Identifies a channel, from stage `source` to stage `target`.
 
-    `chunk` is the number of the chunk that receives; 0 for gradient norms, which are for no chunk.
+    `chunk` is the number of the chunk that receives; 0 for gradient norms, which need no chunk.
     `ahead` is the number of messages that are sent before the first batch.
     """
 

@@ -56,8 +56,9 @@ def instruction_times(
 
     Instructions that take no time are missing in the result. Receiving takes no time, because
     stages read messages in place. Loading a batch takes no time, because a separate thread loads
-    it. Sending takes the time in which the sender copies the message, but no time if a connection
-    inside a machine carries the message: then `journeys_of` returns the time of the transfer.
+    it. Sending takes the time in which the sender copies the message. But between two stages of a
+    machine whose devices have a connection (see `Interconnect.within`), sending takes no time; the
+    time of the transfer is in the result of `journeys_of`.
 
     `sizes` has the number of samples of each micro-batch. The first is the largest, and the profile
     was measured with this number. Times of smaller micro-batches are assumed to be proportional to
@@ -114,8 +115,8 @@ def journeys_of(
 ) -> dict[Instruction, Journey]:
     """Return the time of each transfer (a message or an average) that a stage's instructions start.
 
-    Messages that no connection carries are missing: they arrive as soon as the sender has copied
-    them.
+    Transfers without a connection (see `Interconnect.within`) are missing, because the stage copies
+    these tensors itself: `instruction_times` has the times of the copies.
     """
     underway: dict[Instruction, Journey] = {}
     stream = job.training(stage, len(sizes))
@@ -145,7 +146,7 @@ def journeys_of(
 
 
 def message_bytes(job: Job, stage: int, instruction: Instruction, sizes: Sequence[int]) -> int:
-    """Return the bytes of the message that an instruction sends or receives."""
+    """Return the size in bytes of the message that an instruction sends or receives."""
     message = sends(stage, instruction) or receives(stage, instruction)
     assert message is not None
     channel, (_, micro_batch) = message
@@ -198,14 +199,14 @@ def _seconds(job: Job, number: int, profile: Source, split: bool) -> dict[type, 
 
 
 def end_of(job: Job, chunk: Chunk, profile: Source) -> Measured:
-    """Return the cost of the loss at the end of a chunk; zeros if the chunk ends no module."""
+    """Return the cost of the loss at the end of a chunk; zeros if no module ends with it."""
     if not chunk.ends_module:
         return Measured(0.0, 0.0, 0, 0)
     return profile.auxiliary(job.layout.modules, chunk.module)
 
 
 def gradient_bytes(job: Job, chunk: Chunk, profile: Source) -> int:
-    """Return the bytes of the float32 gradients of a chunk and its auxiliary network."""
+    """Return the size in bytes of the float32 gradients of a chunk and its auxiliary network."""
     units = [profile.unit(index) for index in chunk.units]
     return 4 * sum(part.params for part in (*units, end_of(job, chunk, profile)))
 
@@ -217,5 +218,5 @@ def params_of(job: Job, stage: int, profile: Source) -> int:
 
 
 def bytes_of(specs: Iterable[ValueSpec]) -> int:
-    """Return the bytes of tensors with these shapes and dtypes. Shapes have no batch dimension."""
+    """Return the total size in bytes of these tensors. Shapes have no batch dimension."""
     return sum(prod(spec.shape) * spec.dtype.itemsize for spec in specs)

@@ -66,10 +66,11 @@ def recovering(job: Job, subject: Subject, notes: list[str], machine: int) -> Jo
 
 
 def planned(job: Job, subject: Subject) -> tuple[Job, str]:
-    """Return the job for a prediction, with `snapshot_every` set if workers can be restarted.
+    """Set `snapshot_every` of a job for a prediction of its speed, if workers can be restarted.
 
-    Also return a text that says why workers cannot be restarted; it is empty if they can, or if the
-    user chose `recover=off`. Shared memory is not checked, because the run may use other machines.
+    Return the job, and a text that says why workers cannot be restarted. The text is empty if they
+    can, or if the user chose `recover=off`. Shared memory is not checked, because the run may use
+    other machines.
     """
     asked = job.settings.recover
     if asked.name == "off":
@@ -80,7 +81,7 @@ def planned(job: Job, subject: Subject) -> tuple[Job, str]:
 
 
 class _Room(NamedTuple):
-    """The shared memory that channels and snapshots take, in bytes.
+    """The shared memory that channels and snapshots need, in bytes.
 
     Attributes:
         states: Size of one snapshot, summed over all stages that can be restarted.
@@ -94,7 +95,7 @@ class _Room(NamedTuple):
 
     @classmethod
     def of(cls, job: Job, subject: Subject, machine: int | None = None) -> "_Room":
-        """Return the shared memory of a job on `machine`, or on all machines if it is None."""
+        """Return what a job needs on `machine`, or on all machines if it is None."""
         job = replace(job, snapshot_every=1)
         here = {s for s in range(job.stages) if machine in (None, job.home(Seat(s)))}
         states = 0
@@ -110,7 +111,7 @@ class _Room(NamedTuple):
         return cls(states, messages, least)
 
     def size(self, every: int) -> int:
-        """Return the bytes of all channels and snapshots if `snapshot_every` is `every`."""
+        """Return the total size of channels and snapshots if `snapshot_every` is `every`."""
         states = ceil(MARGIN * BUFFERS * self.states)
         return states + self.least + (every - 1) * self.messages
 

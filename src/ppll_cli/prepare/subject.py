@@ -57,7 +57,7 @@ class Subject:
         samples: Number of samples of each split.
         drop_last: Whether a shorter last batch of an epoch is left out.
         local: Configuration of the local method's class.
-        ends: Has the model's units, and finds the exports and the loss of each module.
+        ends: Holds the model's units, and finds what runs at each module's end: exports and loss.
         identity: Entries that identify the data (`data/identity.py`); None if unknown.
         evaluation: Describes evaluation batches; None if they have the shapes of training batches.
         classes: Names of the classes in the order of their labels; empty if unknown.

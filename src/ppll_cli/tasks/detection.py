@@ -207,14 +207,14 @@ class Detection:
         raise ConfigError(key, value, problem, "use model=retinanet")
 
 
-def _sums(rows: Tensor, counted: Tensor) -> Tensor:
-    """Return the sum of `rows` [B, A, columns] over the anchors in `counted` [B, A]: [B]."""
+def _sums(losses: Tensor, counted: Tensor) -> Tensor:
+    """Sum `losses` [B, A, n] over the anchors in `counted` [B, A], for each picture: [B]."""
     # On CPU, the order of a sum over a whole batch could depend on the number of pictures.
-    return torch.stack([each.sum() for each in torch.where(counted[..., None], rows, 0.0)])
+    return torch.stack([each.sum() for each in torch.where(counted[..., None], losses, 0.0)])
 
 
 def _rows(kind: int, picture: Tensor, labels: Tensor, boxes: Tensor, last: Tensor) -> Tensor:
-    """Return a row (see `ppll_cli.tasks.precision`) for each box; `last` is the last column."""
+    """Return a row for each box; `ppll_cli.tasks.precision` defines kinds and columns."""
     rows = torch.empty(len(boxes), COLUMNS, dtype=torch.float64, device=boxes.device)
     rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 7] = kind, picture, labels, last
     rows[:, 3:7] = boxes

@@ -3,15 +3,18 @@
 Each channel has separate process groups, so that channels do not wait for each other. The sender
 copies a message into one of its own slots, and a thread sends it. The thread of the receiver
 requests the next message only when a slot is free, and gloo sends no message before the receiver
-requests it. So the sender waits for a slow receiver (backpressure). A message consists of a head in
-JSON, and of the bytes of the tensors; the head says how many. First, the sender sends a schema: a
-text that describes the tensors of all messages. The receiver compares this schema with its own.
+requests it. So the sender waits for a slow receiver (backpressure).
+
+Before the first message, the sender sends a schema: a text that describes the tensors of all
+messages. The receiver compares it with its own schema. Each message consists of a head and of the
+bytes of the tensors. The head is JSON; it has the message's header, and the shapes and dtypes of
+the tensors, so the receiver knows the number of bytes.
 
 gloo sends head and bytes together from host memory, which is pinned if the worker is on CUDA. With
 NCCL, gloo sends only the head, and then NCCL sends the bytes from device memory to device memory. A
-transfer by NCCL occupies both devices until it ends. If it began before both ends are ready,
+transfer by NCCL occupies both devices until it ends. If it began before both ends were ready,
 transfers of several channels could deadlock. Therefore the sender's thread sends a head only when
-the bytes are complete, and the receiver's thread requests a head only when a slot is free on its
+the bytes are in its slot, and the receiver's thread requests a head only when a slot is free on its
 device.
 """
 
@@ -91,7 +94,7 @@ class _Slots(Slots):
 class _End:
     """The common part of the sender and the receiver.
 
-    If `groups` has a group `bytes_group(name)`, the bytes of tensors are sent by that group.
+    If NCCL sends the bytes of tensors, `groups` also has the group `bytes_group(name)` for them.
     """
 
     groups: Groups  # of the run

@@ -61,16 +61,17 @@ def let_default_stream_wait(device: torch.device) -> None:
 
 
 class Order:
-    """Makes one end of a channel wait until the other end has finished its work with a slot.
+    """Makes sure that one end of a channel has finished with a slot before the other end uses it.
 
-    This class is for the CPU. There, an end finishes its work with a slot before it sends its
-    token, so no method waits. The subclass `CudaOrder` waits for CUDA events. Its `fill` and
-    `give_back` return the handle of the event that they create, or b"" if they create none. The
-    subclass `HostOrder` replaces `CudaOrder` where two processes cannot share events.
+    An end that has filled or freed a slot sends a token to the other end. On CPU, the end has done
+    its work with the slot by then, so this class, which is for the CPU, never waits. The subclass
+    `CudaOrder` waits for CUDA events. Its `fill` and `give_back` return the handle of the event
+    that they create, or b"" if they create none. The subclass `HostOrder` replaces `CudaOrder`
+    where two processes cannot share events.
     """
 
     def learn(self, handle: bytes) -> None:
-        """Store an event of the other end for the first slot that has no such event yet."""
+        """Store the other end's CUDA event for the next slot. Only `CudaOrder` uses events."""
         raise AssertionError(handle)
 
     def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
@@ -83,14 +84,14 @@ class Order:
         """Make the work that is queued after this call wait until the slot is filled."""
 
     def give_back(self, slot: int) -> bytes:
-        """Record that this end needs the slot only for work that is already queued."""
+        """Let the other end use the slot when the work that this end has queued so far is done."""
         return b""
 
 
 class HostOrder(Order):
-    """Orders the work of two CUDA devices without CUDA IPC: each end's host waits for its device.
+    """Orders the work of two CUDA devices without CUDA IPC. The slots are in host memory.
 
-    So a token is sent only when the work with the slot is done. The slots are in host memory.
+    Each end waits, on the CPU, until its device has finished with a slot; then it sends the token.
     """
 
     def __init__(self, device: str) -> None:
@@ -128,7 +129,7 @@ class CudaOrder(Order):
         self._theirs: list[torch.cuda.Event] = []
 
     def learn(self, handle: bytes) -> None:
-        """Open and store an event of the other end for the first slot that has none yet."""
+        """Open the other end's event for the next slot; handles arrive in the slots' order."""
         with cuda_ipc():
             self._theirs.append(self._open(handle))
 

@@ -65,7 +65,7 @@ def checked_batch(
         elif _fits(tensor, spec, samples):
             continue
         else:
-            found = f"{_kind(tensor)}{tensor.dtype} {list(tensor.shape)}"
+            found = f"{_unusable(tensor)}{tensor.dtype} {list(tensor.shape)}"
         wanted = f"{spec.dtype} {[samples, *spec.shape]}"
         raise TypeError(f"the data set's {method} returned {name!r} as {found} instead of {wanted}")
     return {name: made[name] for name in specs}
@@ -74,7 +74,7 @@ def checked_batch(
 def _fits(tensor: Tensor, spec: ValueSpec, samples: int) -> bool:
     count, *shape = tensor.shape or (0,)
     return (
-        not _kind(tensor)
+        not _unusable(tensor)
         and tensor.dtype == spec.dtype
         and count == samples
         and len(shape) == len(spec.shape)
@@ -82,8 +82,8 @@ def _fits(tensor: Tensor, spec: ValueSpec, samples: int) -> bool:
     )
 
 
-def _kind(tensor: Tensor) -> str:
-    """Return what hinders sending or training with a tensor; empty for usual tensors."""
+def _unusable(tensor: Tensor) -> str:
+    """Name the property that makes a tensor unusable for a run; empty if there is none."""
     if tensor.layout != torch.strided:
         return f"{tensor.layout} "
     return "inference_mode() " if tensor.is_inference() else ""

@@ -48,7 +48,7 @@ class Mail:
         channel, message = found
         receiver = self.links.receivers[channel]
         self.wait(receiver, "starved")
-        # On CUDA, `receive` makes the stream wait for the sender's queued work, not this process.
+        # On CUDA, `receive` makes the stream, not this process, wait for the sender's queued work.
         kind = "starved" if self.device.type == "cuda" else "transfer"
         with self.recorder.span(kind, instruction):
             header, tensors = receiver.receive()

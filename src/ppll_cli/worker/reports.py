@@ -121,9 +121,10 @@ class Reports:
     ) -> None:
         """Begin a report: start to copy a split's measurements to the host.
 
-        The report has the measurements since the split's last complete report. `complete` is False
-        if the run ends between two regular reports: after a resume, the next report contains these
-        batches too. `_Pending` explains the other arguments.
+        The report has the measurements since the split's last complete report. If `complete` is
+        False, these measurements are kept, so that the next report contains them too. This is for
+        a run that ends between two regular reports, because it may be resumed. `_Pending` explains
+        the other arguments.
         """
         modules = []
         for chunk in self._chunks:
@@ -175,7 +176,7 @@ class Reports:
         return found
 
     def continue_sums(self, unreported: Mapping[int, Mapping[str, Any]]) -> None:
-        """Continue from what `unreported` returned in an earlier process."""
+        """Load the measurements that `unreported` returned in an earlier process."""
         for chunk in self._chunks:
             if plain := unreported.get(chunk.place.module):
                 chunk.sums["train"] = Sums.of(plain, chunk.device)
@@ -184,7 +185,7 @@ class Reports:
     def seconds(self) -> dict[str, float]:
         """Return the seconds spent on each split since its last complete report.
 
-        Wait for the device.
+        This waits for the device.
         """
         for split in list(self._since):
             self.pause(split)
@@ -192,7 +193,7 @@ class Reports:
         return {split: self._seconds(split) for split in [*self._spans, *self._before_s]}
 
     def continue_seconds(self, seconds: Mapping[str, float]) -> None:
-        """Continue from what `seconds` returned in an earlier process."""
+        """Load the times that `seconds` returned in an earlier process."""
         self._before_s.update(seconds)
 
     def _sums(self, chunk: HeldChunk, key: str) -> Sums:
@@ -200,7 +201,10 @@ class Reports:
         return own if self._replicas is None else own.over(self._replicas, chunk.device)
 
     def _seconds(self, split: str) -> float:
-        """Return the seconds of a split since its last complete report. Call `pause` first."""
+        """Return the time counted for a split since its last complete report.
+
+        Only ended periods count, so call `pause` first.
+        """
         for first, last in self._spans.pop(split, []):
             self._clock.wait(last)
             self._before_s[split] += self._clock.seconds(first, last)

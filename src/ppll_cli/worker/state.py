@@ -20,7 +20,7 @@ from ppll_cli.worker.networks import Networks
 
 
 def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
-    """Return the tensors of chunks that a checkpoint saves, by name."""
+    """Return the tensors that a checkpoint saves for these chunks, by name."""
     found: dict[str, Tensor] = {}
     for chunk in chunks:
         for prefix, network in _named_networks(chunk):

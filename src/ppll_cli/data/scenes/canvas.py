@@ -39,7 +39,7 @@ Floats = NDArray[np.float32]
 
 
 class Painted(NamedTuple):
-    """A painted scene, uint8 [S, S, 3], and its objects. None of them is marked as ignored."""
+    """A painted scene, uint8 [S, S, 3], and its objects."""
 
     pixels: Bytes
     objects: list[Object]
@@ -173,7 +173,11 @@ def _around(solid: NDArray[np.bool_]) -> tuple[slice, slice]:
 def _fits(
     owner: NDArray[np.int_], here: tuple[slice, slice], solid: NDArray[np.bool_], areas: list[int]
 ) -> bool:
-    """Return whether enough of each item is visible if a new item covers `owner[here][solid]`."""
+    """Return whether enough of each item is visible if a new item covers `owner[here][solid]`.
+
+    `owner` [S, S] is the index of the item that each pixel shows, -1 for the background. `areas`
+    has the number of pixels of each item, covered ones included.
+    """
     seen, lost = (
         np.bincount(pixels[pixels >= 0], minlength=len(areas))
         for pixels in (owner, owner[here][solid])
