@@ -149,7 +149,7 @@ class Ends:
 
     @property
     def task_counters(self) -> tuple[str, ...]:
-        """Names of the Python attributes of the task that each loss of the model changes."""
+        """Names of the task's Python attributes that change whenever a loss is computed."""
         task = copy.deepcopy(self.site.task)  # the run begins with the task as it was made
         ends = replace(self, site=replace(self.site, task=task))
 

@@ -210,10 +210,7 @@ def _stages_are_modules(settings: Settings, schedule: Schedule) -> bool:
 
 
 def _notes_on_unused(settings: Settings, machines: int) -> Iterator[str]:
-    """Yield a note for each setting that the user changed, but that has no effect.
-
-    `machines` is the number of machines, or 0 for a single one.
-    """
+    """Yield a note for each setting that the user changed, but that has no effect."""
     for key, needs in settings.optim.unused.items():
         value = json.dumps(getattr(settings.optim, key))
         yield f"optim.{key}={value} has no effect: it is only for {needs}"
@@ -224,7 +221,7 @@ def _notes_on_unused(settings: Settings, machines: int) -> Iterator[str]:
 
 
 def _notes_on_counters(subject: Subject) -> Iterator[str]:
-    """Yield a note for each Python attribute that each forward pass or each loss changes."""
+    """Yield a note for each Python attribute that every forward pass, or every loss, changes."""
     found: dict[str, list[str]] = {}
     for name, traced in zip(subject.names, subject.ends.traced, strict=True):
         for attribute in traced.counters:
