@@ -74,10 +74,10 @@ def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
 def for_each_job(overrides: Sequence[str]) -> list[str]:
     """Rewrite a sweep's overrides so that Hydra accepts keys of options that it sweeps over.
 
-    Before Hydra starts the jobs, it composes one configuration, from the overrides with a single
-    value. From `local=dgl,infopro local.hidden=64`, it would use only `local.hidden=64`, and refuse
-    it, because the default option of `local` has no such key. So this function writes
-    `local.hidden=choice(64)`, which Hydra uses only in the jobs.
+    An example is `local=dgl,infopro local.hidden=64`. Before the jobs, Hydra composes a
+    configuration without the swept `local`. It would refuse `local.hidden`, because the default
+    option of `local` has no such key. `local.hidden=choice(64)` makes this key swept too, so that
+    Hydra sets it only in the jobs.
     """
     from hydra.errors import OverrideParseException
 

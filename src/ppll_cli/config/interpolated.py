@@ -54,7 +54,7 @@ def _spelled(text: str) -> Any:
 
 
 def _annotation(path: Sequence[str], config: Mapping[str, Any]) -> Any:
-    """Return the type of a key, from the field of a section or the argument of a constructor."""
+    """Return the annotated type of a key: of a field of `Settings` or a constructor's argument."""
     place, kind = field_at(path)
     if len(place) == len(path):
         return kind

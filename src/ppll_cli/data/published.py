@@ -86,7 +86,7 @@ class Published(ImageDataset):
         return f"{', '.join(self.files(part))} in {self.folder}"
 
     def _explained(self, part: Part, error: Exception) -> ConfigError:
-        """Return an error that names the wrong file; torchvision's error does not name it."""
+        """Return an error that, unlike torchvision's, names the missing or damaged file."""
         from torchvision.datasets.utils import calculate_md5
 
         for name, published in self.files(part).items():

@@ -260,15 +260,15 @@ class Job:
 
         A stage can take a snapshot only after a batch or mark, not in the middle of a batch. So the
         channel keeps `snapshot_every` messages, and in addition the messages of one batch: one for
-        each micro-batch or evaluation batch. It keeps none if both stages are never restarted.
+        each micro-batch or evaluation batch. It keeps none if neither stage is ever restarted.
         """
         if not self.restartable & {channel.source, channel.target}:
             return 0
-        return self.snapshot_every + self._most_parts
+        return self.snapshot_every + self._most_batches
 
     @cached_property
-    def _most_parts(self) -> int:
-        """Largest number of a batch's micro-batches, or of evaluation batches computed together."""
+    def _most_batches(self) -> int:
+        """The larger of two maxima: micro-batches of a batch, evaluation batches run together."""
         return max(self.microbatch_counts() | self.course.evaluation_counts())
 
     def crossing(self) -> dict[tuple[int, int], set[str]]:
@@ -295,7 +295,7 @@ class Job:
     def carried(self, channel: Channel) -> Mapping[str, ValueSpec]:
         """Return, by name, shapes and dtypes of the tensors in a message of a channel.
 
-        Shapes leave out the batch dimension, which only activations and gradients have.
+        Activations and gradients also have a batch dimension, which their shapes leave out.
         """
         if channel.kind == "norms":
             return {"norms": ValueSpec((len(self.features),), torch.float64)}

@@ -37,9 +37,8 @@ class Recovery:
 class ChannelEnds:
     """A worker's ends of channels, and its process groups.
 
-    Replica 0 of stage 0 tells the stage's other replicas which item comes next. In replica 0,
-    `followers` maps the number of each other replica to a sender to this replica. In the other
-    replicas, `leader` is the receiver of these items.
+    Replica 0 of stage 0 tells the stage's other replicas which batch or mark comes next. It has a
+    sender to each of them (`followers`, by replica number); they receive through their `leader`.
     """
 
     senders: dict[Channel, Sender] = field(default_factory=dict)  # to other stages
@@ -89,10 +88,11 @@ def upcoming(
     next message to its lowest chunk, without removing the message from the channel.
 
     `wait` waits until a sender has a free slot or a receiver has a message. Its arguments are the
-    sender or receiver, and the kind of time to record, "blocked" or "starved". After a restart,
-    `handled` is the number of items that the worker's earlier process handled, and `trained` is the
-    number of training batches among them. These items are not yielded again, and the receivers
-    already begin after their messages.
+    sender or receiver, and the kind of time to record, "blocked" or "starved".
+
+    After a restart, `handled` is the number of items that the worker's earlier process handled, and
+    `trained` is the number of training batches among them. These items are not yielded again. The
+    receivers must already be past the messages of these items.
     """
     if seat == Seat(0, 0):
         for decided in _decided(job, links, handled, trained):
@@ -118,11 +118,10 @@ def upcoming(
 
 
 def _decided(job: Job, links: Links, handled: int, trained: int) -> Iterator[Item]:
-    """Yield the items in the order that stage 0 decides; skip items that were handled already.
+    """Decide which batch or mark comes next, and yield it. Skip the first `handled` items.
 
-    A restarted worker has to repeat the decisions of its earlier process, because other stages may
-    know them. It reads these decisions from the headers of the messages that the earlier process
-    sent.
+    A restarted worker must repeat the decisions of its earlier process, because other stages may
+    already follow them. The headers of the messages that the earlier process sent contain them.
     """
     passed = asked = 0
     senders = [sender for channel, sender in links.senders.items() if channel.kind == "activations"]

@@ -111,9 +111,9 @@ def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedErr
 
 
 def _quoted_remedy(text: str, run_dir: Path) -> str | None:
-    """Return a remedy if a text quotes an error of the disk, such as `[Errno 28]`, or `NO_THREAD`.
+    """Return the remedy for an error that a text quotes; None if there is no remedy.
 
-    For other texts return None.
+    The text quotes it by an error number in `_QUOTED`, such as `[Errno 28]`, or as `NO_THREAD`.
     """
     if NO_THREAD in text:
         return forkserver.MORE_PROCESSES

@@ -80,7 +80,7 @@ def drop_unfinished(run_dir: Path) -> None:
 
 
 def _write_model(last: Path, run_dir: Path, needed: bool) -> bool:
-    """Write the model of the last checkpoint; return whether there was a checkpoint."""
+    """Write the last checkpoint's model. If there is none, return False, or raise if `needed`."""
     if last.exists():
         checkpoint.write_model(last, run_dir / MODEL_FILE)
         return True

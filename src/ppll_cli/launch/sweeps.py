@@ -97,8 +97,8 @@ class RecordedSweep:
         configuration, and the option of each group. Hydra must be initialized.
 
         Raises:
-            ConfigError: The job's record is damaged, or no override names a user's class that the
-                job needs.
+            ConfigError: The job's record is damaged, or the job needs a user's class that no
+                override names.
         """
         before = None
         if os.path.lexists(run_dir / CONFIG_FILE):
@@ -155,7 +155,7 @@ def record_of(
 
 
 def inside(name: str) -> bool:
-    """Return whether a path is relative and does not leave its folder."""
+    """Return whether a path is relative and has no `..`, so that it cannot leave a folder."""
     path = Path(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
@@ -193,7 +193,7 @@ def _check_launcher(overrides: Sequence[str]) -> None:
 
 
 def _for_job(overrides: Sequence[str], config: Mapping[str, Any]) -> list[str]:
-    """Return the given overrides that set the tracker, or a class that this job uses."""
+    """Return the overrides that set the tracker, or name the same class as the job's config."""
     found = []
     for override in parsed(overrides):
         key, value = override.key_or_group, override.value()

@@ -7,13 +7,13 @@ import numpy as np
 
 
 def seed_generators(seed: int) -> None:
-    """Seed both generators."""
+    """Seed the generators of Python and NumPy."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # NumPy accepts only 32 bits
 
 
 def random_states() -> dict[str, Any]:
-    """Return the states of both generators, by Python module. States can be compared by `==`."""
+    """Return the states of Python's and NumPy's generators. They can be compared by `==`."""
     numpy_state: Any = np.random.get_state()
     kind, keys, *rest = numpy_state
     return {"random": random.getstate(), "numpy.random": (kind, tuple(keys.tolist()), *rest)}

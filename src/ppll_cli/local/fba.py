@@ -49,9 +49,9 @@ class FBA(LocalMethod):
         depth: Number of units copied from each later resolution stage, or in total if the model has
             only one resolution stage.
         bank: The settings of the bank.
-        detection_head: See `DetectionHead`; None means `pyramid`. With `level`, a module trains on
-            the levels for the stride of its map, or for stride 8 if its map is finer. Copied units
-            with coarser maps are left out.
+        detection_head: See `DetectionHead`; None means `pyramid`. With `level`, the local head
+            detects only on the pyramid levels for one stride: that of the module's output, but at
+            least 8. Copied units with a larger stride are left out.
     """
 
     bank: FeatureBank
@@ -125,9 +125,9 @@ class BankedCriterion(Criterion):
             self.further = (ZEROED,)
 
     def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the prediction that the head makes from a bank of zeros, by the name `ZEROED`.
+        """Return the prediction for a bank of zeros, under the key `ZEROED`.
 
-        Return an empty mapping if `measure_zeroed` was false, or if there is no bank.
+        The result is empty if `measure_zeroed` is false, or if the network reads no bank.
         """
         x, *bank = (values[name] for name in self.features)
         return {name: self.head(x, *map(torch.zeros_like, bank)) for name in self.further}
@@ -155,16 +155,16 @@ class ProbedCriterion(Criterion):
         self.further = (PROBE, ZEROED) if measure_zeroed else (PROBE,)
 
     def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the sum of both predictions' mean losses, and the prediction without a bank."""
+        """Return the head's mean loss plus the probe's, a scalar, and the head's prediction."""
         head, vector, bank = self._read(values)
         prediction = head.fc(vector)
         probed = self.probe(vector.detach(), *bank)
         return self.task.loss(prediction, values) + self.task.loss(probed, values), prediction
 
     def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the probe's prediction by the name `PROBE`.
+        """Return the probe's prediction, under the key `PROBE`.
 
-        If `measure_zeroed` was true, `ZEROED` is the probe's prediction for a bank of zeros.
+        With `measure_zeroed`, also return its prediction for a bank of zeros, under `ZEROED`.
         """
         _, vector, bank = self._read(values)
         banks = (bank, [torch.zeros_like(b) for b in bank])
@@ -220,7 +220,10 @@ def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBan
 
 
 def _long_skips(site: Site) -> dict[str, Shape]:
-    """Return the shapes, by name, of the long skips that this or an earlier module computes."""
+    """Return the shapes, by name, of the long skips that this or an earlier module computes.
+
+    A long skip is an output of an early unit that the model's head reads directly.
+    """
     made = zip(site.units[: site.stop], site.features, strict=False)
     shapes = {unit.writes[0]: spec.shape for unit, spec in made}
     return {name: shapes[name] for name in site.units[-1].reads[1:] if name in shapes}

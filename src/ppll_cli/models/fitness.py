@@ -48,7 +48,7 @@ def check_evaluation(name: str, layer: nn.Module) -> None:
 
 
 def check_own(module: nn.Module, build: Callable[[], nn.Module]) -> None:
-    """Refuse a network with a parameter that existed before `build` built the network."""
+    """Check that `build`, which returned `module`, makes new parameters in each call."""
     # If a parameter is not on the meta device, it existed before, or `build` made it from a NumPy
     # array. If it existed before, a second call of `build` returns the same parameter.
     if all(parameter.is_meta for parameter in module.parameters()):

@@ -210,10 +210,7 @@ def _stages_are_modules(settings: Settings, schedule: Schedule) -> bool:
 
 
 def _notes_on_unused(settings: Settings, machines: int) -> Iterator[str]:
-    """Yield a note for each setting that the user changed, but that has no effect.
-
-    `machines` is the number of machines, or 0 for a single one.
-    """
+    """Yield a note for each setting that the user changed, but that has no effect."""
     for key, needs in settings.optim.unused.items():
         value = json.dumps(getattr(settings.optim, key))
         yield f"optim.{key}={value} has no effect: it is only for {needs}"

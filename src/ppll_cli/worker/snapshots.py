@@ -87,10 +87,10 @@ class Snapshots:
     """Writes and reads the snapshots of one worker, in its folder in shared memory.
 
     Args:
-        most: A snapshot is due at the latest after this many messages on one of the stage's
-            channels. The channels have slots to keep these messages.
-        fixed: Whether every snapshot is due after `most` messages. If False, snapshots are due
-            earlier if they take little of the time (see `messages_between`).
+        most: A snapshot is due at the latest when a channel of the stage has had this many messages
+            since the last one. The channels keep these messages for a restart (see `Job.kept`).
+        fixed: Whether snapshots are due only after `most` messages. If False, they are due more
+            often, as long as they take little of the time (see `messages_between`).
     """
 
     def __init__(self, folder: str, most: int, fixed: bool, links: Links) -> None:

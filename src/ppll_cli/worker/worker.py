@@ -92,7 +92,7 @@ class Worker:
         """Load the state of a snapshot, a checkpoint or a file of weights, if there is one.
 
         Return the progress at the snapshot, or an empty `Progress` if there is no snapshot. Also
-        return the training measurements that the checkpoint holds because no report has them yet.
+        return the training measurements that the checkpoint keeps for the next report.
         """
         job, links = self.job, self.links
         if links.recovery is not None:
@@ -187,10 +187,10 @@ class Worker:
             self._end_training()
 
     def _share_memories(self) -> None:
-        """Copy the buffers that training may read from the first replica to all others.
+        """Copy the first replica's buffers to the others, except running statistics of norm layers.
 
-        Evaluations and checkpoints copy all buffers. Without a copy after each batch, the training
-        would therefore depend on how often the run evaluates and saves.
+        Training may read these buffers. Evaluations and checkpoints copy them too. If they were not
+        copied after each batch, the weights would depend on how often the run evaluates and saves.
         """
         if self.links.replicas is None:
             return
@@ -303,7 +303,7 @@ class Worker:
         self.reports.take(split, step, epoch, **how)
 
     def _announce_wait(self) -> None:
-        """Tell the parent that this worker waits for other replicas, without a time limit."""
+        """Tell the parent that this worker waits for other replicas; the wait has no time limit."""
         if self.links.replicas is not None:
             self.links.pulse.begin("waiting for the other replicas", None)
 

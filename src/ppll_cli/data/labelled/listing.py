@@ -169,7 +169,7 @@ def from_csv(
 
 
 def _check_classes(source: Path, found: Iterable[str], train: Iterable[str]) -> None:
-    """Refuse a class without training pictures and, in a folder, a missing class."""
+    """Refuse a class that is not in `train`, and a folder that lacks a class of `train`."""
     new, lacking = sorted(set(found) - set(train)), sorted(set(train) - set(found))
     if new:
         problem = f"has the class {new[0]}, which the training pictures do not have"

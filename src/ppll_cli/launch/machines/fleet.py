@@ -47,7 +47,7 @@ BEAT_S = 0.5  # seconds between two signs of life
 Message = dict[str, Any]
 
 _TOLD = (ConfigError, Interrupted, RunFailedError, WorkerFailedError)
-"""The kinds of errors that machines tell each other."""
+"""Types of the exceptions that machines send to each other."""
 
 
 class Fleet:
@@ -131,8 +131,8 @@ class Fleet:
     def given_up(self, message: Message) -> RunFailedError:
         """Return an error which says that machine 0 has given up the current job.
 
-        Call this if `message` is about another job or the end of all jobs, although the current job
-        has not ended. The next call of `hear` returns `message` again.
+        This is so if `message` is about another job, or about the end of all jobs, before the
+        current job has ended. The message is kept: the next `hear` returns it again.
         """
         self._unheard = message
         return RunFailedError(f"{self.name(0)} has given up the run")
