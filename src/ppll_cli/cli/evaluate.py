@@ -121,7 +121,7 @@ class EvaluationRequest:
         compares_data: Whether to refuse data that have changed since the run. True if the split was
             held out of the run's training set, and the user does not choose other data.
         data: The chosen option of the group `data`.
-        other_data: The same option, if the settings of the data differ from the run's; else None.
+        other_data: Equal to `data` if the settings of the data differ from the run's; else None.
         batch_size: Samples per evaluation batch; None if not given.
     """
 

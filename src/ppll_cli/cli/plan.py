@@ -148,7 +148,7 @@ class Plan:
         If `threads` is not set, all workers in the plan get equally many threads: the number of
         usable CPU cores, divided by the largest number of devices. For example, with 16 cores and
         plans for 1, 2 and 4 devices, a worker gets 4 threads. Numbers of devices above the number
-        of cores are not considered; if there are no others, a worker gets one thread.
+        of cores are ignored. If all are above it, each worker gets one thread.
         """
         config = self.configs[name]
         cores = usable_cores()

@@ -54,7 +54,7 @@ def _spelled(text: str) -> Any:
 
 
 def _annotation(path: Sequence[str], config: Mapping[str, Any]) -> Any:
-    """Return the annotated type of a key: of a field of `Settings` or a constructor's argument."""
+    """Return a key's type annotation, from `Settings` or from a constructor (`_target_`)."""
     place, kind = field_at(path)
     if len(place) == len(path):
         return kind

@@ -46,7 +46,7 @@ def mixed(
 
 
 def unmixed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give an evaluation batch the `targets` of a mixed batch, in which each image has share 1."""
+    """Return an evaluation batch with `targets` as in a mixed batch. Each image's share is 1."""
     return {**batch, **targets(batch[LABEL], batch[LABEL], 1.0)}
 
 

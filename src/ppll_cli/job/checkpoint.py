@@ -162,8 +162,8 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
 
     Raises:
         ConfigError: `checkpoints` is not a readable folder. Or a checkpoint cannot be checked,
-            because a file is not readable or a newer version of this program wrote it. Such a
-            checkpoint may be intact, and the resumed run would remove it.
+            because a file is not readable or a newer version of this program wrote it. It may be
+            undamaged, so it is not skipped: a resumed run removes skipped checkpoints.
     """
     place = Path(run_dir, "checkpoints")
     if os.path.lexists(place) and not os.path.isdir(place):

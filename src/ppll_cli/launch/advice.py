@@ -55,12 +55,12 @@ def resume_command(
 ) -> str:
     """Return the command that resumes a run.
 
-    If a resume gave this run another `epochs` or `max_steps` (the keys in `LENGTH`), the command
-    repeats it. Without it the run could, for example, end at once at the `max_steps` of its start.
+    If this run was resumed with another `epochs` or `max_steps` (the keys in `LENGTH`), the command
+    sets it again. Otherwise the next resume would use the old value, and could end at once.
 
     `options` are command-line options that name folders of configurations, such as `--config-dir`.
     `changes` are the overrides that turn the defaults into the configuration; None if unknown.
-    `recorded` is the configuration with which a resumed run was started; None if this is the start.
+    `recorded` is the configuration with which the run was started; None if it was never resumed.
     """
     classes = [change for change in changes or () if key_of(change).endswith("._target_")]
     if changes is None or any(choices.get(preset, "None") != "None" for preset in PRESETS):

@@ -39,7 +39,7 @@ class _Way:
 
     @property
     def name(self) -> str:
-        """Name of the channel's process group, if its workers are on different machines."""
+        """Name of the connection; between machines, its process group has the same name."""
         ends = (f"stage {seat.stage} replica {seat.replica}" for seat in (self.source, self.target))
         what = f"{self.channel.kind} {self.channel.chunk}" if self.channel else "items"
         return f"{what}, {' to '.join(ends)}"

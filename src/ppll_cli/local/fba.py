@@ -155,7 +155,7 @@ class ProbedCriterion(Criterion):
         self.further = (PROBE, ZEROED) if measure_zeroed else (PROBE,)
 
     def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the head's mean loss plus the probe's, a scalar, and the head's prediction."""
+        """Return the loss, a scalar, and the head's prediction. The loss also trains the probe."""
         head, vector, bank = self._read(values)
         prediction = head.fc(vector)
         probed = self.probe(vector.detach(), *bank)

@@ -72,7 +72,7 @@ class RetinaNet:
         return [*units, Unit("head", build, reads, ("prediction",), adapt)]
 
     def _alone(self, task: Detection, input_shape: Shape, output_shape: Shape) -> nn.Module:
-        """Return a head that reads only one map (see `Unit.adapt`)."""
+        """Return a head that reads one feature map instead of three (see `Unit.adapt`)."""
         stride = task.stride("model", "retinanet", input_shape)
         return self._head(task, {stride: input_shape[0]})
 

@@ -34,9 +34,9 @@ class Unit:
             already, later units read the new tensor.
         adapt: Builds a network of the same kind for an input of another shape; None if this is not
             possible. It is called as `adapt(shape of the input, shape of this unit's output)`,
-            without batch dimensions. The new network may return larger maps than this unit. If this
-            unit also reads long skips (outputs of much earlier units), the new network takes only
-            the first input.
+            without batch dimensions. The output of the new network may be higher and wider than
+            this unit's. If this unit also reads long skips (outputs of much earlier units), the new
+            network takes only the first input.
     """
 
     name: str

@@ -130,8 +130,8 @@ def usual(runs: Sequence[Conditions]) -> Conditions:
 def seedless(run: FoundRun) -> Conditions:
     """Return a run's settings and conditions, without those that depend on the seed.
 
-    Two runs differ only in their seed if these values are equal. For a completed run, the returned
-    values have `steps` in place of `max_steps`.
+    Two runs differ only in their seed if these values are equal. Completed runs are compared by the
+    number of steps done, not by `max_steps`.
     """
     found, choices = _settings(run), _choices(run)
     if run.schedule in WHOLE:
@@ -192,9 +192,9 @@ def method(run: FoundRun) -> str | None:
 def settings(runs: Sequence[FoundRun]) -> dict[FoundRun, dict[str, str]]:
     """Return, for each run, the settings in which the runs differ.
 
-    If runs have different options of a group, such as `model`, the option is listed. Most keys of
-    this group then differ only because of the option. So a key is listed only if all runs have it,
-    or if it differs between runs with the same option.
+    If runs have different options of a group, such as `model`, the option is listed. A key of this
+    group is then listed only in two cases: all runs have the key (and the group is not `schedule`),
+    or it differs between runs with the same option. Other keys differ only because of the option.
 
     `data.root` is listed only if the data differ. Keys in `NAMED` are left out. The keys of local
     methods are left out in runs that train the whole model by one loss (see `WHOLE`).
@@ -287,7 +287,7 @@ def _choice(run: FoundRun, group: str) -> Any:
 
 
 def _choices(run: FoundRun) -> dict[str, Any]:
-    """Return the run's option of each group, such as `model`, with names of this version."""
+    """Return the run's option of each group, such as `model`. Old names become current ones."""
     found = run.configured("choices")
     return {**ADDED, **choices_now(found)} if isinstance(found, Mapping) else {}
 

@@ -132,11 +132,10 @@ class Group:
     reference: "Group | None" = None
 
     def keep_common_baselines(self) -> None:
-        """Remove the baselines `bps` of all runs if one of the `averaged` runs has none.
+        """Remove `bps` (see `Row`) from all runs if a run in `averaged` has none; also `lls`.
 
-        Otherwise, the mean speed-up would be over fewer runs than the mean speed. Runs may have
-        different baselines, because older runs did not record all conditions. The baselines `lls`
-        are removed in the same way.
+        So the mean speed-up is over the same runs as the mean speed. Runs may have different
+        baselines, because older runs did not record all conditions.
         """
         bps, lls = all(r.bps for r in self.averaged), all(r.lls for r in self.averaged)
         for row in self.rows:
@@ -149,17 +148,17 @@ class Group:
 
     @property
     def first(self) -> Row:
-        """The first averaged run. It represents the group."""
+        """The first run in `averaged`. It represents the group."""
         return self.averaged[0]
 
     @property
     def seeds(self) -> int:
-        """Number of different seeds among the averaged runs."""
+        """Number of different seeds of the runs in `averaged`."""
         return len({_seed(row) for row in self.averaged})
 
     @property
     def repeated(self) -> list[int]:
-        """Seeds that occur in several averaged runs."""
+        """Seeds that several runs in `averaged` have."""
         found = Counter(seed(row.run) for row in self.averaged)
         return [one for one, count in found.items() if one is not None and count > 1]
 
@@ -167,7 +166,7 @@ class Group:
     def differs(self) -> str:
         """Settings that differ between the compared runs, as on a command line.
 
-        Settings that also differ between the averaged runs of this group are left out.
+        Settings that also differ between the runs in `averaged` are left out.
         """
         return " ".join(
             f"{key}={value}" if value else key

@@ -26,12 +26,12 @@ class Shown:
         self.failure = failure
 
     def write(self, text: str) -> int:
-        """Write a text, or drop it after a failure."""
+        """Write a text; drop it if this fails, or if the stream has failed before."""
         self._try(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
-        """Write out the buffer, or do nothing after a failure."""
+        """Write out the buffer; do nothing if the stream has failed before."""
         self._try(self._stream.flush)
 
     def _try(self, act: Callable[..., object], *arguments: str) -> None:

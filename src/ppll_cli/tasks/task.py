@@ -26,8 +26,8 @@ class Task(Protocol):
     `bicubic_psnr`, if `score` returns it.
 
     `details(rows, names)` returns the `ppll_cli.tasks.details.Details` of an evaluation. `names`
-    are the names of classes, or of the pictures' files. `rows` are the results of `measure` for all
-    batches. If the task has a method `detail(prediction, values)`, they are its results instead.
+    are the names of classes, or of the pictures' files. `rows` are the results for all batches of
+    `measure` or, if the task has a method `detail(prediction, values)`, of `detail`.
 
     Attributes:
         metric: Name of the metric, one of the names that `score` returns. Some names, such as

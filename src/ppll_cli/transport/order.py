@@ -9,10 +9,10 @@ sends the token. The stream of the other end waits for the event; the host never
     receiver                                                       wait for `filled`, compute,
                                                          <- token  record `given back`
 
-One event per slot and direction is enough: an end records its event again only after it has
-received a token from the other end, and the other end queues its wait for the event before it sends
-this token. Streams only wait for work that was queued earlier, in either process, so they cannot
-deadlock. The first token after an event was created contains the event's handle.
+One event per slot and direction is enough: an end records the event again only after a token from
+the other end, which sends this token after it has queued its wait for the event. Streams only wait
+for work that was queued earlier, in either process, so they cannot deadlock. The first token after
+an event was created contains the event's handle.
 
 Each end opens the other end's events in the context of its own device. So a receiver needs no
 context on the sender's device, which would take hundreds of MB there. (A sender has a context on
@@ -63,11 +63,12 @@ def let_default_stream_wait(device: torch.device) -> None:
 class Order:
     """Makes sure that one end of a channel has finished with a slot before the other end uses it.
 
-    An end that has filled or freed a slot sends a token to the other end. On CPU, the end has done
-    its work with the slot by then, so this class, which is for the CPU, never waits. The subclass
-    `CudaOrder` waits for CUDA events. Its `fill` and `give_back` return the handle of the event
-    that they create, or b"" if they create none. The subclass `HostOrder` replaces `CudaOrder`
-    where two processes cannot share events.
+    An end calls `fill` or `give_back`, and then sends a token to the other end. This class is for
+    the CPU: both methods return when the work is done, so the token alone is enough.
+
+    The subclass `CudaOrder` uses CUDA events. Its `fill` and `give_back` return the handle of a new
+    event, or b"" if the slot already had one. The subclass `HostOrder` is for CUDA devices whose
+    processes cannot share events.
     """
 
     def learn(self, handle: bytes) -> None:

@@ -60,12 +60,13 @@ class Tensors:
         self._held[micro_batch] = MicroBatch({**tensors, **leaves}, leaves)
 
     def changing(self, micro_batch: int, state: Callable[[], Iterable[Tensor]]) -> set[int]:
-        """Return addresses of memory that may change before the next chunk reads its inputs.
+        """Return addresses of memory that may change before the next chunk reads the outputs.
 
-        `hold_outputs` copies outputs in this memory. If the next chunk is on another stage, the
-        outputs are sent at once, so the result is empty. If it is on this stage, a new message may
-        overwrite the inputs of this chunk, and a step may change its weights and buffers. `state`
-        returns the weights and buffers. It is slow, so it is called only if needed.
+        An output may share this memory; `hold_outputs` then copies it. If the next chunk is on
+        another stage, the outputs are sent at once, so the result is empty. If it is on this stage,
+        a new message may overwrite the inputs of this chunk, and a step may change its weights and
+        buffers. `state` returns these weights and buffers. It is slow, so it is called only if
+        needed.
         """
         if not self._next_is_here:
             return set()

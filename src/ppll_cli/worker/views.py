@@ -16,10 +16,7 @@ def storages(tensors: Iterable[Tensor]) -> set[int]:
 
 
 def copy_shared(tensors: Mapping[str, Tensor], memory: Container[int]) -> dict[str, Tensor]:
-    """Copy tensors whose memory may be overwritten; return all tensors by name.
-
-    `memory` has the addresses of such storages.
-    """
+    """Return all tensors by name, with copies of those whose storage's address is in `memory`."""
     return {n: t.clone() if _storage(t) in memory else t for n, t in tensors.items()}
 
 
@@ -50,12 +47,12 @@ def unchanged(tensors: Mapping[str, Tensor], code: str) -> Iterator[None]:
 
 
 def without_aliases(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Return a unit's outputs by name; if one tensor has several names, make views of it.
+    """Return a unit's outputs by name; a tensor that already has another name becomes a view.
 
-    A unit may return an input (a tensor in `held`), or one tensor under two names. With a view,
-    autograd first sums the gradients of each name, and then adds these sums, as it does for outputs
-    that are sent to another stage. Another order would round differently. Tensors that need no
-    gradient get no view.
+    A unit may return an input (a tensor in `held`), or one tensor under two names. The views keep
+    the rounding of gradients independent of the cuts: autograd sums the gradients of each name
+    separately, and then adds these sums, as if the outputs were sent to another stage. Tensors that
+    need no gradient get no view.
     """
     taken, found = {id(tensor) for tensor in held}, {}
     for name, tensor in made.items():

@@ -131,8 +131,8 @@ class Fleet:
     def given_up(self, message: Message) -> RunFailedError:
         """Return an error which says that machine 0 has given up the current job.
 
-        This is so if `message` is about another job, or about the end of all jobs, before the
-        current job has ended. The message is kept: the next `hear` returns it again.
+        `message` shows this: it comes before the end of the current job, but is about another job
+        or about the end of all jobs. The next `hear` returns the message again.
         """
         self._unheard = message
         return RunFailedError(f"{self.name(0)} has given up the run")
@@ -254,7 +254,7 @@ class Fleet:
         return welcome
 
     def _hello(self, own: Message, until_s: float) -> list[Message | None]:
-        """On the other machines, return the first messages that machine 0 has collected."""
+        """On other machines, send `own` to machine 0; return the first messages of all machines."""
         store, self._session = self._everywhere, ""
         while time.monotonic() < until_s + LEAVING_S:  # longer than machine 0 waits
             if store.check(["session"]) and (new := store.get("session").decode()) != self._session:
