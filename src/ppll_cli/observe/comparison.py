@@ -52,8 +52,7 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     """Compare all runs in these folders, at any depth.
 
     If `each` is True, each run has its own line. If it is False, runs that differ only in their
-    seed share a line. In both cases, a speed-up is relative to the mean speed of the baseline over
-    its seeds.
+    seed share a line. In both cases, a speed-up is the speed divided by the baseline's mean speed.
     """
     runs = find(folders)
     known = [conditions(run) for run in runs]

@@ -91,7 +91,7 @@ class Schedule(ABC):
 
 
 def forward(place: Place, chunk: int, micro_batch: int) -> Iterator[Compute]:
-    """Yield a forward and, if the chunk is the last one of a module, the loss."""
+    """Yield the forward of a chunk and, if the chunk ends a module, the loss."""
     yield Forward(chunk, micro_batch)
     if place.routes.layout.chunks[chunk].ends_module:
         yield Loss(chunk, micro_batch)
