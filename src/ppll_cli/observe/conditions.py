@@ -193,8 +193,9 @@ def settings(runs: Sequence[FoundRun]) -> dict[FoundRun, dict[str, str]]:
     """Return, for each run, the settings in which the runs differ.
 
     If runs have different options of a group, such as `model`, the option is listed. A key of this
-    group is then listed only in two cases: all runs have the key (and the group is not `schedule`),
-    or it differs between runs with the same option. Other keys differ only because of the option.
+    group is then listed only in two cases: all runs have the key, or it differs between runs with
+    the same option. Other keys differ only because of the option. The first case does not apply to
+    keys of `schedule`, or to keys that name the option (`_target_` and `name`).
 
     `data.root` is listed only if the data differ. Keys in `NAMED` are left out. The keys of local
     methods are left out in runs that train the whole model by one loss (see `WHOLE`).
