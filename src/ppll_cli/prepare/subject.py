@@ -240,7 +240,7 @@ _TRACED: dict[object, TracedUnit] = {}
 
 
 def is_own(unit: Unit) -> bool:
-    """Return whether a unit is the program's own: it needs fewer tests, and its trace is kept.
+    """Return whether a unit is the program's own, and so needs fewer tests.
 
     Such a unit builds a class of `ppll_cli.models`, with only numbers, texts and None as arguments.
     """

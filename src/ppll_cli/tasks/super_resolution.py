@@ -63,7 +63,7 @@ class SuperResolution:
         patch: Height and width of the small pictures in training, in pixels.
         mean: Mean of the pixels of each channel, in [0, 1].
         overlap: Smallest distance of evaluated pixels from the edges of their tile, in pixels of
-            the small picture. Tiles at the picture's border are evaluated up to this border.
+            the small picture. At the picture's border, the distance may be smaller.
         reference: Name of the enlargement method with which the model is compared.
     """
 
