@@ -48,7 +48,7 @@ class ImageDataset(Classified):
     A subclass that adds settings must be a frozen keyword-only dataclass with a field for each.
 
     Attributes:
-        remedy: The advice to the user in errors about wrong images or labels from `read`.
+        remedy: What error messages tell the user to do if `read` returns wrong images or labels.
     """
 
     remedy: ClassVar[str] = "correct the method read() of the data set"

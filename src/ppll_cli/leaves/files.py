@@ -133,7 +133,10 @@ def make_folder(folder: Path) -> None:
 
 
 def apply_umask(path: Path) -> None:
-    """Set the permissions of a file that a library has created without regard to the umask."""
+    """Give a file the permissions that the umask gives to new files.
+
+    This is for a file that a library has created with permissions of its own.
+    """
     probe = path.with_name(f".{path.name}.mode")
     with suppress(OSError):  # some file systems have no modes
         try:

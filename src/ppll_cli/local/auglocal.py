@@ -23,9 +23,11 @@ class AugLocal(LocalMethod):
     follows the paper's code (github.com/ChenxiangMA/AugLocal).
 
     The paper's head is a mean over positions and a Linear layer. Our choice: if the model has
-    another head, this head is copied, and for tokens no BatchNorm is added. In the paper's code the
-    last module has d + 1 residual units and the head, so the paper's "K=16" for ResNet-32 means
-    16 - d modules. `local.cuts` accepts these partitions by name, for example `auglocal_d3`.
+    another head, this head is copied, and for tokens no BatchNorm is added.
+
+    In the paper's code, the last module has d + 1 residual units and the head; each other module
+    has one unit. So a ResNet-32 has 16 - d modules, which the paper calls "K=16". For d = 3,
+    `local.cuts=auglocal_d3` selects this partition.
 
     Attributes:
         depth: d of the first module.

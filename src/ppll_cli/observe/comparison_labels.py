@@ -85,9 +85,8 @@ def drawn(groups: Sequence[Group]) -> list[Drawn]:
 def labels(groups: Sequence[Group]) -> list[str]:
     """Return a label for each group: its schedule, and facts and settings in which groups differ.
 
-    A label also begins with the names of the group's runs if they are short, as in a sweep. Long
-    names are added at the end, but only to labels that would be equal without them. If the status
-    of a group is unusual (see `_completed`), its label tells the status.
+    Short names of the group's runs come first, as in a sweep. Long names come last, and only in
+    labels that would be equal without them. A status that differs from `_completed` is added.
     """
     common, usual = _common(groups), _completed(groups)
     told = [_label(group, common) for group in groups]
@@ -119,9 +118,10 @@ def _common(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def _completed(groups: Sequence[Group]) -> str:
-    """Return the usual status, which labels leave out: "3 completed" if each group has three runs.
+    """Return the status that labels leave out, because all runs of the group are completed.
 
-    If groups have different numbers of runs, it is "completed", the status of a single run.
+    It is "3 completed" if each group has three runs. If groups have one run each, or different
+    numbers of runs, it is "completed", the status of a single run.
     """
     sizes = {len(group.rows) for group in groups}
     most = max(sizes)

@@ -53,7 +53,7 @@ class Tracked:
 
     @property
     def name(self) -> str | None:
-        """The user's name for the run, with the job's folder in a sweep; None if there is none."""
+        """The run's `name`; in a sweep with the job's folder, such as `wide/0`; None if not set."""
         given = self.config.get("name")
         if given is None:
             return None
@@ -282,9 +282,10 @@ def samples(run_dir: Path) -> list[Path]:
 
 
 def tree(value: Any) -> Any:
-    """Convert a JSON value to nested dictionaries, without None.
+    """Replace lists in a JSON value by what trackers can show, and remove None from dictionaries.
 
-    A list of plain values becomes one string; any other list becomes a dictionary by index.
+    A list that contains a list or a dictionary becomes a dictionary: {"0": first element, ...}. Any
+    other list becomes a string, such as "1, 2".
     """
     if isinstance(value, list):
         if not any(isinstance(inner, Mapping | list) for inner in value):

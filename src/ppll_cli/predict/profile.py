@@ -127,7 +127,7 @@ class Profile:
     def auxiliary(self, modules: Sequence[range], module: int) -> Measured:
         """Return the cost of a module's auxiliary network and loss.
 
-        With `neighbours`, these are times measured without them, multiplied by `slowdown`.
+        Its times are measured without `neighbours` (other processes), and multiplied by `slowdown`.
         """
         if self.neighbours:
             alone = self.at(self.setup.samples).auxiliary(modules, module)

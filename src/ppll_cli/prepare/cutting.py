@@ -179,9 +179,10 @@ def _named_cuts(name: str, partitions: Mapping[str, Sequence[str]]) -> list[str]
 
 
 def placed(schedule: Schedule, stages: int) -> list[int]:
-    """Return the stage of each group of consecutive units.
+    """Return, for each group of consecutive units, the stage that computes it.
 
-    Under local learning, each stage has one group. In other runs, the schedule decides.
+    For example, [0, 1, 0, 1] divides the model into four groups, two for each of two stages. Under
+    local learning, each stage has one group. In other runs, the schedule decides.
 
     Raises:
         ConfigError: The schedule leaves a stage without units, or the first group is not on stage

@@ -108,11 +108,11 @@ class Subject:
         return named
 
     def at_ends(self, modules: tuple[range, ...]) -> Found:
-        """Return the exports and the loss of each module; also the tensors that each unit may read.
+        """Return each module's exports and loss, and the tensors that each unit may read.
 
         Raises:
-            ConfigError: The local method does not fit the model, or one of its exports, watched
-                units or lags is not allowed.
+            ConfigError: The local method does not fit the model, or it has an export or a `Watch`
+                that is not allowed.
         """
         if modules not in self._found:
             self._found[modules] = self.ends.all(modules)
@@ -240,7 +240,10 @@ _TRACED: dict[object, TracedUnit] = {}
 
 
 def is_own(unit: Unit) -> bool:
-    """Return whether a class in `ppll_cli.models` builds the unit from plain values."""
+    """Return whether a unit is the program's own, and so needs fewer tests.
+
+    Such a unit builds a class of `ppll_cli.models`, with only numbers, texts and None as arguments.
+    """
     if not isinstance(unit.build, partial) or not isinstance(unit.build.func, type):
         return False
     plain = (bool, int, float, str, NoneType)

@@ -4,9 +4,9 @@ There are five tests, for errors that tracing does not find:
 
 - Dtypes. Models are traced on torch's meta device, on which, for example, a Linear layer accepts
   integers. So a unit or loss is run once if it reads a unit's output that is not float32.
-- Split backward passes. Both halves run the backward of the operations that use parameters.
-  Gradients may be wrong if such an operation frees its saved tensors or counts its calls, or if a
-  hook changes gradients.
+- Split backward passes. One half computes the gradients of inputs, the other those of parameters.
+  Both halves run the backward of the operations that use parameters. Gradients may be wrong if such
+  an operation frees its saved tensors or counts its calls, or if a hook changes gradients.
 - `recompute=true`. The forward pass runs twice, with equal buffers and random numbers. Gradients
   may be wrong if a unit has other state, such as a Python counter.
 - Schedules such as GPipe. Other micro-batches run between a forward and its backward. Gradients
@@ -121,10 +121,10 @@ def _why_not(
     specs: _Specs,
     odd: Mapping[str, str],
 ) -> str:
-    """Return why a network cannot read the tensors in `odd`, whose dtypes are not float32.
+    """Return why a network cannot read the tensors in `odd` (see `_odd`); "" if it can.
 
-    `run` builds the network, and runs it on tensors by name. The text is empty if the network can
-    read them, or if it fails with float32 too.
+    Random tensors are passed to `run`, which calls the network. Also return "" if it fails even
+    when the tensors in `odd` are float32: then their dtypes are not the reason.
     """
     given = {name: specs[name] for name in reads}
     usual = {name: replace(specs[name], dtype=torch.float32) for name in odd}
@@ -167,7 +167,7 @@ def check_halves(
 
 
 def check_recompute(units: Sequence[Unit], before: Sequence[_Specs]) -> None:
-    """Check that a unit's gradients stay equal if its forward pass runs twice.
+    """Check that a unit's gradients do not change if its forward pass runs twice.
 
     `before` has, for each unit, the tensors that exist before the unit runs.
 
@@ -186,10 +186,11 @@ def check_overlap(
     *,
     recompute: bool = False,
 ) -> None:
-    """Check that a unit's gradients stay equal if another forward runs before the backward.
+    """Check that a second forward before a unit's backward does not change the unit's gradients.
 
-    `schedule`, `units` and `before` are as for `check_halves`; `recompute` is the setting of this
-    name. Units that refuse random values are not checked.
+    `schedule` is the key and the value by which the user chose the schedule. `before` has, for each
+    unit, the tensors that exist before the unit runs. `recompute` is the setting of this name.
+    Units that fail on random values even without the second forward are not checked.
 
     Raises:
         ConfigError: The gradients of a unit differ, or its backward pass fails.
@@ -205,8 +206,8 @@ def check_overlap(
 def check_averages(replicas: int, units: Sequence[Unit], before: Sequence[_Specs]) -> None:
     """Check that a unit's backward pass adds to the gradient of each parameter only once.
 
-    `before` has, for each unit, the tensors that exist before the unit runs. Units that refuse
-    random values are not checked.
+    `before` has, for each unit, the tensors that exist before the unit runs. It is no error if a
+    unit fails on random values.
 
     Raises:
         ConfigError: The backward pass of a unit adds to a gradient more than once.

@@ -62,8 +62,8 @@ class SuperResolution:
         scale: Factor by which height and width grow.
         patch: Height and width of the small pictures in training, in pixels.
         mean: Mean of the pixels of each channel, in [0, 1].
-        overlap: Smallest width of the strip along a tile's edges that is not evaluated, in pixels
-            of the small picture. There is no such strip at the picture's border.
+        overlap: Smallest distance of evaluated pixels from the edges of their tile, in pixels of
+            the small picture. At the picture's border, the distance may be smaller.
         reference: Name of the enlargement method with which the model is compared.
     """
 
@@ -85,7 +85,7 @@ class SuperResolution:
         """Shape (without the batch dimension) and dtype of each target of a tile, by name.
 
         `height` and `width` are in pixels of the small picture. `tile` and `bicubic` are the
-        lengths of a row of `TILE` and of `BICUBIC`.
+        numbers of columns of `TILE` and `BICUBIC`.
         """
         return {
             TARGET: ValueSpec((3, self.scale * height, self.scale * width), torch.float32),
@@ -157,20 +157,20 @@ class SuperResolution:
 
 
 def _by_picture(rows: Tensor) -> dict[int, list[float]]:
-    """Add the rows that `measure` returned for a picture's tiles; return sums by picture index.
+    """Sum the rows of `measure` over the tiles of each picture; return the sums by picture index.
 
-    The sums are exact, because replicas and a resume change the order of the rows.
+    Replicas and a resume change the order of the rows. `fsum` gives equal sums for every order.
     """
     numbers = sorted(set(rows[:, 0].tolist()))
     return {int(n): [*map(fsum, rows[rows[:, 0] == n, 1:].T.tolist())] for n in numbers}
 
 
 def _rgb_bounds(tile: Tensor) -> Tensor:
-    """Compute the bounds of the pixels that `rgb_psnr` uses, int64 [B, 4], from `TILE`'s rows.
+    """Compute the bounds of the pixels that `rgb_psnr` uses, int64 [B, 4], from the tensor `TILE`.
 
-    At the picture's border, PSNR leaves out `scale` pixels, SSIM `scale` + 5 and `rgb_psnr`
-    `scale` + 6. So if a side's bounds for PSNR and SSIM differ, the side is at the border, and the
-    bound for `rgb_psnr` is one pixel further inwards than SSIM's. Otherwise all three are equal.
+    They are equal to SSIM's bounds, except at the picture's border: there SSIM leaves out
+    `scale` + 5 pixels, and `rgb_psnr` leaves out one pixel more. An edge of the tile is at the
+    picture's border if its bounds for PSNR and SSIM differ.
     """
     bounds, narrower = tile[:, 1:5], tile[:, 5:9]
     inwards = torch.tensor([1, -1, 1, -1], device=tile.device)

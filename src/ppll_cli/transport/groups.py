@@ -114,7 +114,7 @@ class Groups:
             dist.recv(number, group.ranks[0], group=made)
 
     def _compare_clocks(self) -> None:
-        """Compute `ahead_s` from the shortest of several round trips to worker 0."""
+        """Set `ahead_s` by asking worker 0 for its time; of several answers, use the fastest."""
         clock_s = torch.zeros(1, dtype=torch.float64)
         if self.rank == 0:
             for other in range(1, self.workers):

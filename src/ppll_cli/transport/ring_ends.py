@@ -39,16 +39,17 @@ class RingSender:
         """Wait up to `timeout_s` seconds for a free slot and return whether there is one."""
         return self._free.wait(timeout_s, self._take)
 
-    def _take(self, word: bytes) -> int:
-        """Handle `word` from the receiver: an offer of memory, or news that a slot is free.
+    def _take(self, answer: bytes) -> int:
+        """Handle a message from the receiver, and return how many slots become free.
 
-        Return how many slots become free.
+        If the slots are on a device, the first message has a handle to their memory, and then all
+        slots are free. Every other message frees one slot.
         """
         if self._slots.memory.tensor is None:
-            self._slots.memory.accept(word)
+            self._slots.memory.accept(answer)
             return self._slots.count
-        if word:
-            self._order.learn(word)
+        if answer:
+            self._order.learn(answer)
         return 1
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:

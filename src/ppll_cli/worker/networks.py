@@ -37,7 +37,7 @@ class Networks:
     """The networks of a chunk, initialized from the run's seed.
 
     Lists of parameters are cached, because collecting them takes longer than many kernels. The
-    argument `site` may be the site of any module of the model.
+    argument `site` describes the model; it may be the `Site` of any module.
 
     Attributes:
         place: Says which units the chunk has, and which module it belongs to.
@@ -135,7 +135,7 @@ class Networks:
 
     @property
     def memories(self) -> list[Tensor]:
-        """Buffers that training may read: all but the running statistics of normalising layers."""
+        """Buffers that training may read: all but running statistics, which evaluations read."""
         return [buffer for layer in self._remembering for buffer in layer.buffers(recurse=False)]
 
     @cached_property
@@ -184,7 +184,7 @@ class Networks:
             self.averaged = averaged
 
     def start_average(self) -> None:
-        """Let the next backward pass also average the gradients over the stage's replicas."""
+        """Prepare to average the gradients of the next backward pass over the stage's replicas."""
         assert self.average is not None
         self.average.start()
 

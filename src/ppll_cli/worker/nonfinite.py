@@ -39,7 +39,10 @@ class NonFinite:
             self.found = self.found or not bool(loss.isfinite())
 
     def raise_if_found(self, step: int, parameters: Iterable[nn.Parameter]) -> None:
-        """Raise NonFiniteError if a loss of the batch after `step` steps was not finite."""
+        """Raise NonFiniteError if a loss of the batch after `step` steps was not finite.
+
+        The error's message has the largest of the gradient norms of `parameters`.
+        """
         if self.found:
             norms = [float(p.grad.norm()) for p in parameters if p.grad is not None]
             largest = max((inf if isnan(norm) else norm for norm in norms), default=None)

@@ -79,7 +79,10 @@ def found_in(picture: Image.Image, found: Detections, classes: Sequence[str]) ->
 def drawn(
     scene: Scene, found: Detections, classes: Sequence[str], *, truth: bool = True
 ) -> Image.Image:
-    """Return a scene's picture with its true boxes (if `truth`), found boxes and a legend."""
+    """Return a scene's picture with its true boxes, found boxes and a legend.
+
+    If `truth` is False, the legend does not explain true boxes.
+    """
     picture = scene.picture
     factor = max(1, -(-_LEAST_SIDE // max(picture.size)))
     if factor > 1:
@@ -127,8 +130,8 @@ def marks(
 def with_places(boxes: Sequence[Mark], size: tuple[int, int], font: Font, text: int) -> list[Mark]:
     """Choose a place for each label, inside the picture and without covering another label.
 
-    Labels wider than the picture are shortened. `size` is width and height of the picture, and
-    `text` the font size, in pixels.
+    If no place is free, the label's place is None. Labels wider than the picture are shortened.
+    `size` is width and height of the picture, and `text` the font size, in pixels.
     """
     placed: list[Mark] = []
     for mark in boxes:
