@@ -125,8 +125,8 @@ def check_options(group: str, made: Any) -> None:
 def checked(key: str, value: Any, annotation: Any, *, plain: bool = True) -> Any:
     """Check a value against an annotation, and return it converted to the annotated type.
 
-    If `plain`, the value must be data that JSON can represent, and is checked strictly: 2.0 is not
-    an integer.
+    If `plain`, as for values of the configuration, the value must be data that JSON can represent,
+    and is checked strictly: 2.0 is not an integer. Otherwise pydantic's lax rules apply.
     """
     if annotation is inspect.Parameter.empty:
         return value

@@ -87,11 +87,11 @@ def backward_to_inputs(
 
 @dataclass(eq=False)
 class _Group:
-    """Weights whose gradients must be computed in one call, because they share an operation.
+    """Weights whose gradients one call of autograd must compute, because they share an operation.
 
-    `weights` has, for each weight, the autograd node that adds to its `.grad`. `nodes` are the
-    operations that use the weights and depend on an input. `given` has the outputs that depend on
-    the weights but on no input, with the gradients that the caller of `backward_to_inputs` gave.
+    `weights` are the weights' AccumulateGrad nodes. `nodes` are the operations that use the weights
+    and depend on an input. `given` is for outputs that depend on the weights, but on no input: it
+    has their edges in the graph, and their gradients.
     """
 
     weights: set[Node]
@@ -139,7 +139,7 @@ class _Graph:
                 self._own[node] = set().union(*found)
 
     def groups(self, starts: Sequence[_Start]) -> list[_Group]:
-        """Return the groups of weights; groups nearer to the outputs come first."""
+        """Divide the weights into groups; groups nearer to the outputs come first."""
         of: dict[Node, _Group] = {}
 
         def join(weights: set[Node]) -> _Group:
@@ -163,9 +163,9 @@ class _Graph:
     def repeated(self, groups: Sequence[_Group]) -> list[_Group]:
         """Return the groups in which one operation depends on another, as in `layer(layer(x))`.
 
-        A backward that starts at the outer operation also reaches the inner one. Starting at both
-        would count a part of the gradient twice, so the call for such a group has to start at the
-        outputs.
+        For such a group, the second half starts at the outputs. If it started at both operations,
+        a part of the gradient would be counted twice, because a backward from the outer operation
+        also reaches the inner one.
         """
         many = [group for group in groups if len(group.nodes) > 1]
         bits = {node: 1 << number for number, group in enumerate(many) for node in group.nodes}

@@ -65,7 +65,7 @@ class Worker(TypedDict):
 
 
 class Counted(TypedDict):
-    """Each worker's counts and times, summed over all parts of a run that have `conditions`."""
+    """Each worker's counts and times, summed over the parts that have equal `conditions`."""
 
     conditions: Conditions
     workers: list[Worker]  # in the order of `Job.seats`
@@ -133,11 +133,12 @@ class Parts:
         return [*self._before, this]
 
     def alike(self, workers: Sequence[Worker]) -> list[Worker]:
-        """Return each worker's counts, summed over the current part and the earlier parts like it.
+        """Return each worker's counts, summed over the current part and comparable earlier parts.
 
-        Parts are alike if they have equal `Conditions`, and the same names of instructions.
-        `workers` has the counts in the current part, in the order of `Job.seats`; it is empty if
-        they are unknown. The result is empty if no counts are known.
+        An earlier part is comparable if its `Conditions` and its names of instructions are those of
+        the current part (older versions of the program used other names). `workers` has the counts
+        in the current part, in the order of `Job.seats`; it is empty if they are unknown. The
+        result is empty if no counts are known.
         """
         counts = [each["workers"] for each in self._alike]
         if workers:

@@ -121,7 +121,7 @@ class _Launcher:
         self.workers.append(watched)
 
     def seen(self) -> dict[Seat, Seen]:
-        """Return the workers of this machine and, on machine 0, also those of other machines."""
+        """Return the state of this machine's workers; on machine 0, of all machines' workers."""
         own: dict[Seat, Seen] = {watched.seat: watched for watched in self.workers}
         return own if self._others is None else own | self._others.away
 
@@ -267,7 +267,7 @@ class _Signals:
 
     @contextmanager
     def before_clean_up(self) -> Iterator[None]:
-        """After the `with` block, let `handle` regard signals as sent during the clean-up."""
+        """Begin the clean-up at the end of the `with` block: later signals only set `late`."""
         try:
             yield
         finally:

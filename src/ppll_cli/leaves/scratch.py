@@ -145,7 +145,7 @@ def _base(place: Path) -> Path:
 
 
 def _claim(place: Path) -> _Own:
-    """Lock a file, then create its folder, so that no process regards the folder as a leftover."""
+    """Create a folder in `place` for this process, with a lock so that no other removes it."""
     for _ in range(_ATTEMPTS):
         base = _base(place)
         _clear(base)

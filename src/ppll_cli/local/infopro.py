@@ -195,7 +195,7 @@ class InfoProCriterion(Criterion):
         return loss, prediction
 
     def classify(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the classification loss times l2, a scalar, and logits [B, classes]."""
+        """Return the weighted classification loss, a scalar, and logits [B, classes]."""
         loss, prediction = super().forward(values)
         return self.weights[1] * loss, prediction
 
@@ -216,7 +216,7 @@ class ContrastiveCriterion(InfoProCriterion):
         self.probe, self.temperature = probe, temperature
 
     def classify(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the contrastive loss times l2 plus the probe's loss, and the probe's logits."""
+        """Return the weighted contrastive loss plus the probe's loss, and the probe's logits."""
         (feature,) = self.features
         vectors = F.normalize(self.head(values[feature]).float(), dim=1)
         prediction = self.probe(vectors)
@@ -234,9 +234,9 @@ def contrastive_loss(vectors: Tensor, shares: Tensor, temperature: float) -> Ten
     over samples, without samples that are alone in their class (InfoPro's code includes them with
     loss 0). If no sample remains, the result is 0.
 
-    For mixed images, means are weighted (our choice). In the mean of sample a, the weight of sample
-    b is the dot product of the class shares of a and b. In the mean over samples, the weight of
-    sample a is the sum of these weights, but at most 1.
+    For mixed images, both means are weighted (our choice). Let w(a, b) be the dot product of the
+    class shares of two samples. The loss of sample a weights each other sample b by w(a, b). The
+    mean over samples weights sample a by the sum of w(a, b) over all b, but at most by 1.
 
     `vectors`, float [B, D], have length 1; `shares` are float [B, classes]. The result is float32.
     """

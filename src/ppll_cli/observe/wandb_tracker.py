@@ -69,7 +69,7 @@ class WandbTracker:
         entity: User or team of wandb; None for the account's default.
         mode: Mode of wandb. None: disabled if the variable `WANDB_DISABLED` is set, else online if
             there is a key, else offline.
-        name: Name of the wandb run; None for the user's name of the run, or a description of it.
+        name: Name of the wandb run; None for the setting `name` or, without it, a description.
         group: Group of the wandb run; None for the name of the sweep, if there is one.
         dir: Folder for wandb's files; None for the run directory.
         tags: Tags of the wandb run; None for the run's `tags`.
@@ -118,18 +118,18 @@ class WandbTracker:
         self._run.define_metric("train_seconds", hidden=True)
         self._run.define_metric("*", step_metric="step")
         for split in SPLITS:
-            self._best_counts(f"{split}/{run.metric}")
+            self._keep_best(f"{split}/{run.metric}")
 
     def metrics(self, line: Mapping[str, Any], at: Moment) -> None:
         """Log the numbers of a line of `metrics.jsonl` to wandb."""
         values = line_scalars(line)
         for key in values:
             if line["split"] != "train" and key.endswith(f"/{self._tracked.metric}"):
-                self._best_counts(key)
+                self._keep_best(key)
         self._log(line["step"], {"epoch": line["epoch"], **values}, at)
 
-    def _best_counts(self, key: str) -> None:
-        """Make wandb keep a metric's best value too. Call this before the metric's first value."""
+    def _keep_best(self, key: str) -> None:
+        """Make wandb keep a metric's best and last value. Call this before the first value."""
         if key not in self._with_best:
             self._with_best.add(key)
             best = "min" if self._tracked.lower_is_better else "max"

@@ -43,10 +43,10 @@ def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range
 
 
 def balance(costs: Sequence[float], groups: int, sent: Sequence[float] = ()) -> list[range]:
-    """Cut items into groups by `solve`. The cost of a group includes the cut after it.
+    """Cut items into contiguous groups of similar cost (see `solve`).
 
-    `costs` has the cost of each item, not negative, in any unit. `sent` has, for each item, the
-    cost of a cut in front of it. This cost is added to the group that ends at the cut. If `sent` is
+    `costs[i]` is the cost of item i, at least 0, in any unit. If there is a cut between the items
+    i - 1 and i, `sent[i]` is added to the cost of the group that ends with item i - 1. If `sent` is
     empty, cuts cost nothing.
     """
     sums = list(accumulate(costs, initial=0.0))

@@ -85,7 +85,7 @@ class Carriers:
     def message(self, source: int, target: int, size: int, as_is: bool = False) -> Journey | None:
         """Return the time of a message of `size` bytes; None if the stages have no connection.
 
-        If `as_is` is True, as for weights, the message keeps its dtype between machines.
+        `as_is` is for weights, which are never sent as bfloat16.
         """
         link = self.of_edge(source, target)
         if link is None:

@@ -94,13 +94,13 @@ def mean_neighbours(
 ) -> list[Times]:
     """Return how many other workers compute, on average, during each instruction of each stage.
 
-    Stages repeat their instructions every `batch_s` seconds, so times are taken modulo `batch_s`.
-    On each machine, at most `limit` other workers are counted. If a stage has replicas on several
-    machines, the result is the largest mean of these machines, because replicas wait for the
-    slowest replica.
+    `predict` needs this number, because a CPU worker is slower while others compute. Only workers
+    of the same machine are counted, at most `limit`. If a stage has replicas on several machines,
+    the result is the largest of the machines' means, because replicas wait for the slowest.
 
     `workers` has, for each stage, the number of its workers by machine.
     """
+    # Stages repeat their instructions every `batch_s` seconds, so take times modulo `batch_s`.
     pieces = [[_wrapped(e, steady.batch_s) for e in events] for events in steady.events]
     areas = {
         machine: _integral_of_others(

@@ -140,7 +140,7 @@ def predict(
 def _workers_by_machine(job: Job, *, together: bool) -> list[Counter[int]]:
     """Return, for each stage, the number of its replicas on each machine.
 
-    If `together` is True, all replicas are counted as on machine 0.
+    If `together` is True, all replicas are assumed to be on machine 0.
     """
     return [
         Counter(0 if together else job.home(Seat(stage, n)) for n in range(job.replicas))
@@ -162,7 +162,7 @@ def bp_batch_s(units: int, profile: Source) -> float:
 def neighbours_of(job: Job) -> int:
     """Return how many other workers compute on a worker's CPU at the same time; 0 on CUDA devices.
 
-    With several machines, the result is for the machine with the most workers. It is assumed to
+    With several machines, the result is for the machine with the most workers, which is assumed to
     have as many cores as this machine.
     """
     workers = max(Counter(job.homes).values(), default=len(job.seats))

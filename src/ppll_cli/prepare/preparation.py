@@ -121,7 +121,7 @@ def prepare(
 
 
 def profile_of(settings: Settings, subject: Subject, device: str) -> Profile:
-    """Make a profile that measures the model's units on a device, with whole batches."""
+    """Create a `Profile` that measures on `device`, with batches of `settings.batch_size`."""
     site, threads = replace(subject.ends.site, units=()), settings.threads_per_worker
     setup = Setup(settings, subject.local, site, settings.batch_size, device, threads)
     source = source_digest(subject.model, subject.ends.method)
@@ -221,7 +221,7 @@ def _notes_on_unused(settings: Settings, machines: int) -> Iterator[str]:
 
 
 def _notes_on_counters(subject: Subject) -> Iterator[str]:
-    """Yield a note for each Python attribute that changes in each forward pass or each loss."""
+    """Yield a note for each attribute that every forward pass of a unit, or every loss, changes."""
     found: dict[str, list[str]] = {}
     for name, traced in zip(subject.names, subject.ends.traced, strict=True):
         for attribute in traced.counters:

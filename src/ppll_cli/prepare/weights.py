@@ -110,8 +110,8 @@ def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeigh
 def _fits(saved: Tensor, own: Tensor) -> bool:
     """Return whether a tensor of the model can take its values from a tensor of a file.
 
-    The precision may differ. But integers cannot become weights: in a quantised file they have
-    scales, which the model does not know.
+    The shape must be equal; the precision may differ. Integers cannot become floats, because the
+    integers of a quantised file need scales, which the model does not know.
     """
     return saved.shape == own.shape and own.is_floating_point() <= saved.is_floating_point()
 

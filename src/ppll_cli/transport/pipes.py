@@ -49,7 +49,7 @@ class FreeSlots:
     def wait(self, timeout_s: float, take: Callable[[bytes], int]) -> bool:
         """Wait up to `timeout_s` seconds for a free slot, and return whether there is one.
 
-        `take` gets each message from the receiver, and returns how many slots the message frees.
+        `take` reads one message of the receiver, and returns how many slots become free.
         """
         while self._returned.ready(timeout_s if self.count == 0 else 0):
             self.count += take(self._returned.connection.recv_bytes())

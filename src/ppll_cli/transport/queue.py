@@ -131,7 +131,7 @@ class QueueReceiver:
         return message.header, message.tensors
 
     def release(self) -> None:
-        """Tell the sender that a slot is free. Python frees tensors that nothing uses."""
+        """Tell the sender that a slot is free."""
         self._returned.send_bytes(b"")
 
 

@@ -89,7 +89,7 @@ def _set_up(job: Job, seat: Seat) -> None:
 
 
 def _stay_with_parent(links: Links, memory: Memory) -> None:
-    """Show every second that this process is alive; exit when the parent process has ended."""
+    """Record a sign of life every second; exit when the parent process has ended."""
     parent = parent_process()
     assert parent is not None
     while not wait([parent.sentinel], timeout=BEAT_S):

@@ -105,11 +105,11 @@ class Scene(NamedTuple):
 
 @dataclass(frozen=True)
 class Scenes:
-    """A split. It has the pictures `chosen` from P training or test pictures, in this order."""
+    """A split of a data set: some of its P training or test pictures."""
 
     pixels: Sequence[Path] | Bytes  # files of P pictures, or their pixels, [height, width, 3] each
     objects: Objects  # objects of the P pictures
-    chosen: NDArray[np.intp]  # indices of the pictures in the split
+    chosen: NDArray[np.intp]  # indices of the split's pictures, in the split's order
     sizes: NDArray[np.int64] | None = None  # as in `Index`; None if sizes need not be checked
     remark: str = ""
 
