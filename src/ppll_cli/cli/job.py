@@ -50,13 +50,13 @@ class Jobs:
     """Runs the jobs of a command: the only job of a single run, or all jobs of a sweep.
 
     Attributes:
-        current: The jobs that this process runs. Hydra creates the sweeper and the callback, which
-            find the jobs here.
+        current: The `Jobs` object of this process. The sweeper and the callback read it here,
+            because Hydra creates them and cannot pass it to them.
         overrides: The overrides of the command line, without `resume=auto`.
         before: The record of the run to be resumed; None for a new run and for a sweep.
         swept: The record of the sweep to be resumed; None for a new sweep and for a single run.
         folder: The folder of the run or of the sweep.
-        above: `folder`, or the nearest folder above it, that existed before the command.
+        above: The nearest folder that existed before the command: `folder` or one above it.
         earlier: The files in `folder` that Hydra replaces, with their content before the command.
         process: ID of the process that runs the command; jobs may run in other processes.
         resume_command: The command that resumes the sweep; None until the sweep can be resumed.
@@ -82,7 +82,7 @@ class Jobs:
     ends: list[str] = field(default_factory=list)
 
     def begin_in(self, folder: Path) -> None:
-        """Record the folder for results, and the files there that Hydra will replace.
+        """Remember the folder for results, and the content of files there that Hydra will replace.
 
         Call this before Hydra writes. If the run is refused, `remove_refused` restores the files.
         """

@@ -71,7 +71,7 @@ class CompareRuns(Callback):
     """After a sweep, compares its runs, and writes the comparison into the sweep's folder."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Store what Hydra will replace in the run directory, see `Jobs.begin_in`."""
+        """Remember the files of the run directory that Hydra will replace (see `begin_in`)."""
         Jobs.current.begin_in(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:

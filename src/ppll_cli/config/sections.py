@@ -146,7 +146,7 @@ class FeatureBank(Section):
 
     @property
     def joined(self) -> Literal["concatenate", "add", "none"]:
-        """The value of `fusion`, which is not None after `resolved`."""
+        """The value of `fusion`, never None. Call `resolved` first: it replaces None."""
         assert self.fusion is not None
         return self.fusion
 
@@ -183,7 +183,7 @@ class FeatureBank(Section):
             raise ConfigError(f"fba.{key}", value, problem)
 
     def refuse_vectors(self) -> None:
-        """Refuse options that do not apply to detection and super-resolution."""
+        """For detection and super-resolution, refuse changed `join`, `trains` or `normalize`."""
         for key in ("join", "trains", "normalize"):
             self._refuse(key, "does not apply to detection and super-resolution")
 

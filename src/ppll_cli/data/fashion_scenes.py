@@ -1,4 +1,4 @@
-"""Painted scenes with items of Fashion-MNIST: object detection that needs a small download."""
+"""A small data set for object detection: painted scenes with items of Fashion-MNIST."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -73,9 +73,9 @@ class BatchMaker(Protocol):
     def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":
         """Make an evaluation batch, without augmentation. Samples keep their order in the split.
 
-        The batch depends only on the arguments.
-        Names and dtypes of the tensors are those of a training batch. The batches of a split are
-        numbered from 0; only the last may have fewer than `size` samples.
+        The batch depends only on the arguments. Names and dtypes of the tensors are those of a
+        training batch. The batches of a split are numbered from 0; only the last may have fewer
+        than `size` samples.
         """
 
 
@@ -130,7 +130,7 @@ class Dataset(Protocol):
         """
 
     def evaluation_form(self, splits: Any) -> EvaluationForm | None:
-        """Return the largest shapes of evaluation batches; None if training batches have these."""
+        """Return the largest shapes of evaluation batches; None if they are as in training."""
 
     def batches(
         self, splits: Any, batch_size: int, seed: int, device: "torch.device"

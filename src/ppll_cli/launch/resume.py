@@ -129,7 +129,7 @@ class Recorded:
         """
         config, chosen = self.with_changes(composed, choices, overrides, self._check_free)
         if not _names_tracker(overrides):
-            self._tell_of_tracker()
+            self._suggest_tracker()
         if (threads := config.get("threads")) != self.config.get("threads"):
             log.warning(
                 "threads=%s: sums may be computed in another order than before, so the weights may "
@@ -178,8 +178,8 @@ class Recorded:
         _check_classes(config, composed)
         return config, chosen
 
-    def _tell_of_tracker(self) -> None:
-        """Log how to track the run again: a resumed run is tracked only on request."""
+    def _suggest_tracker(self) -> None:
+        """Log the override that tracks the run again; without it, a resumed run is not tracked."""
         name, path = self.choices["tracker"], str(self.config["tracker"].get("_target_"))
         if path != NO_TRACKER:
             named = name != "none"
@@ -204,7 +204,7 @@ class Recorded:
             raise refused(key, override.partition("=")[2], self.recorded_as(key), reason)
 
     def recorded_as(self, key: str) -> Any:
-        """Return what the run was started with: the option of a group, or the value of a key."""
+        """Return the value that a key had when the run was started; for a group, its option."""
         return self.choices.get(key, at(self.config, key))
 
 

@@ -1,4 +1,4 @@
-"""Types of options whose values have limits, for annotations. Imports no torch."""
+"""Types of options with limits, such as `Count`: an integer of at least 1. Imports no torch."""
 
 from typing import Annotated
 

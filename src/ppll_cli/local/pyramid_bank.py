@@ -32,10 +32,10 @@ class PyramidBank(Bank):
         return nn.Identity() if self.task.stride("fba", "on", shape) in STRIDES else None
 
     def network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return a `BankedPyramid` or, for `LevelDetection`, copied units with a `LevelHead`.
+        """Return a `BankedPyramid`; for `LevelDetection`, return copied units and a `LevelHead`.
 
         The `LevelHead` reads the banked maps and the output of the last copied unit. Copied units
-        are left out if the stride of their output is above 8 and above that of the module's map.
+        whose output has a stride above max(8, stride of the module's map) are left out.
         """
         head = head_of(copies.head, PyramidHead, ("local", "fba"), "use local=greedy")
         if not bank.shared_head:
@@ -56,16 +56,18 @@ class PyramidBank(Bank):
 class BankedPyramid(nn.Module):
     """A Simple Local Module for detection, with a feature bank (arXiv 2406.00446).
 
-    Copies of later units compute further maps from the module's map. For each stride, the last map
-    of the module and the copies (the own map) is fused with the banked maps of this stride: the
-    detached maps of earlier modules. A `PyramidHead` reads the fused maps. This is our reading.
+    Copies of later units compute further maps from the module's map. The module's map and these
+    maps are called own maps; the detached maps of earlier modules are called banked maps. For each
+    stride, the last own map is fused with banked maps of this stride, and a `PyramidHead` reads the
+    results. This is our reading of the paper.
 
     The fusion `concatenate` concatenates the maps; then the head's 1x1 convolution reduces their
-    channels to the head's width. The fusion `add` sums the own map and only those banked maps that
-    have as many channels. If a stride has no own map, its last banked map replaces it.
+    channels to the head's width. The fusion `add` sums the last own map of a stride and only those
+    banked maps that have as many channels. If a stride has no own map, its last banked map is used
+    instead.
 
-    `head` is the model's head; the `PyramidHead` gets its settings. `own` has stride and channels
-    of the module's map and of each copy's output. `banked` has those of each banked map.
+    `head` is the model's head; the `PyramidHead` gets its settings. `own` has the stride and the
+    number of channels of each own map, and `banked` those of each banked map.
 
     Attributes:
         plan: For each stride, the indices of the maps to fuse. Banked maps are numbered first, then

@@ -25,9 +25,10 @@ LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class Share:
-    """A part of a stage's bar: one of `FRACTIONS`, and its name in the legend.
+    """A part of a stage's bar, which shows a fraction of the stage's time.
 
-    Terminals without block characters show `letter`.
+    `fraction` is the key in `FRACTIONS`, and `name` the name in the legend. The part is drawn with
+    `block`, or with `letter` if the terminal has no block characters.
     """
 
     fraction: str
@@ -140,7 +141,8 @@ def size(count: int | None) -> str:
 def append_bar(text: Text, shares: Mapping[str, float] | None, width: int, blocks: bool) -> None:
     """Append a bar that shows what a stage spent its time on.
 
-    Only `SHARES` are drawn. Time for other work, such as transfers, is empty space at the end.
+    The bar has a part for each of `SHARES`. The time of other work, such as transfers, is empty
+    space at the end.
     """
     if shares is None:
         text.append("not known yet", style="dim")

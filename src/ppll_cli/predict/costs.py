@@ -1,4 +1,4 @@
-"""Computes, from a profile, the times of a job's instructions and the transfers that they start."""
+"""Computes, from measured times, how long instructions and the transfers that they start take."""
 
 from collections.abc import Iterable, Sequence
 from math import ceil, prod
@@ -56,9 +56,9 @@ def instruction_times(
 
     Instructions that take no time are missing in the result. Receiving takes no time, because
     stages read messages in place. Loading a batch takes no time, because a separate thread loads
-    it. Sending takes the time in which the sender copies the message. But between two stages of a
-    machine whose devices have a connection (see `Interconnect.within`), sending takes no time; the
-    time of the transfer is in the result of `journeys_of`.
+    it. Sending takes the time in which the sender copies the message. It takes no time if both
+    stages are on one machine and `Interconnect.within` is set: then the connection transfers the
+    message while the stage computes, and `journeys_of` returns the time of the transfer.
 
     `sizes` has the number of samples of each micro-batch. The first is the largest, and the profile
     was measured with this number. Times of smaller micro-batches are assumed to be proportional to
@@ -115,8 +115,8 @@ def journeys_of(
 ) -> dict[Instruction, Journey]:
     """Return the time of each transfer (a message or an average) that a stage's instructions start.
 
-    Transfers without a connection (see `Interconnect.within`) are missing, because the stage copies
-    these tensors itself: `instruction_times` has the times of the copies.
+    A transfer is missing if there is no connection for it (see `Interconnect`). Then the stage
+    copies the tensors itself, and `instruction_times` has the time of the copy.
     """
     underway: dict[Instruction, Journey] = {}
     stream = job.training(stage, len(sizes))

@@ -90,7 +90,7 @@ def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]
 
 
 def batch_like(spec: ValueSpec, samples: int, device: torch.device) -> Tensor:
-    """Make a batch [samples, *spec.shape] of random numbers; of zeros for integer dtypes."""
+    """Make a batch [samples, *spec.shape]: random numbers, or zeros for integers and booleans."""
     shape = (samples, *spec.shape)
     if not spec.differentiable:
         return torch.zeros(shape, dtype=spec.dtype, device=device)
@@ -126,7 +126,7 @@ def held(network: nn.Module) -> list[Tensor]:
 
 
 def trained_and_frozen(network: nn.Module) -> dict[str, int]:
-    """Return `params`, the number of trained parameters; and `frozen_bytes`, the size of others."""
+    """Count the trained parameters (`params`) and the bytes of all others (`frozen_bytes`)."""
     parameters = list(network.parameters())
     return {
         "params": sum(p.numel() for p in parameters if p.requires_grad),

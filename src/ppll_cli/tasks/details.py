@@ -12,7 +12,7 @@ from ppll_cli.leaves.names import class_path
 Entry = dict[str, Any]
 
 PLURALS = {"class": "classes", "picture": "pictures"}
-"""The kinds of entries, each with the key of the list of entries in result files."""
+"""For each kind of entry, the key under which result files list the entries."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,10 @@ class Details:
     """The results of each class or of each picture.
 
     Attributes:
-        kind: What an entry describes, "class" or "picture"; also the first key of each entry.
-        entries: One entry for each class or picture. The second key is a count (of samples, boxes
-            or pixels). The other keys are results, which are NaN or None if not measured.
+        kind: What an entry describes: "class" or "picture".
+        entries: One dictionary for each class or picture, for example {"class": "cat", "samples":
+            100, "accuracy": 0.9}. Its first key is `kind`; the second is a count (of samples,
+            boxes or pixels). The others are results: NaN or None if not measured.
         confusion: In classification, the number of samples by true class (row) and predicted class
             (column).
     """
@@ -33,7 +34,7 @@ class Details:
 
     @property
     def plural(self) -> str:
-        """Key of the list of entries in result files."""
+        """The key under which result files list the entries: "classes" or "pictures"."""
         return PLURALS[self.kind]
 
 

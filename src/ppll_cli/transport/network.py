@@ -176,7 +176,10 @@ class _End:
         self._carry(dist.recv, tensor, 0, name)
 
     def _receive_head(self, first: Tensor | None = None) -> Any:
-        """Receive a head, and return its content. `first` is the part already received, if any."""
+        """Receive a head, and return the data that its JSON describes.
+
+        `first` is the first part, of `HEAD` bytes, if it was received before.
+        """
         if first is None:
             first = torch.empty(HEAD, dtype=torch.uint8)
             self._receive(first, self.name)

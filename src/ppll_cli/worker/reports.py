@@ -48,9 +48,9 @@ class _Pending:
         step: Number of optimizer steps done.
         epoch: Number of epochs begun.
         rate: Learning rate of the last step; None in evaluation.
-        complete: False if a later report contains these batches again.
-        spans: First and last moment of each period in which the worker computed the batches.
-        before_s: Summed seconds of earlier periods, which are not in `spans`.
+        complete: False if the next report of the split will contain these batches too.
+        spans: Start and end of each period in which the worker computed the batches.
+        before_s: Seconds of the periods that were already added up, and so are not in `spans`.
         copied: The moment when all tensors are on the host.
     """
 
@@ -121,10 +121,10 @@ class Reports:
     ) -> None:
         """Begin a report: start to copy a split's measurements to the host.
 
-        The report has the measurements since the split's last complete report. If `complete` is
-        False, these measurements are kept, so that the next report contains them too. This is for
-        a run that ends between two regular reports, because it may be resumed. `_Pending` explains
-        the other arguments.
+        The report has the measurements since the split's last complete report. `complete` is False
+        for the last report of a run that ends between two regular reports. This run may be resumed,
+        so the measurements are kept, and the next report contains them too. `_Pending` explains the
+        other arguments.
         """
         modules = []
         for chunk in self._chunks:
@@ -157,7 +157,9 @@ class Reports:
             self._send(self._pending.popleft())
 
     def unreported(self) -> dict[int, dict[str, Any]]:
-        """Wait for the device, and return the training measurements that no complete report has.
+        """Return the training measurements since the last complete report, for a checkpoint.
+
+        This waits for the device. `take` says which reports are complete.
 
         Returns:
             The sums as plain data, by the module's number.
@@ -183,7 +185,7 @@ class Reports:
                 self._before_s["train"] = plain["seconds"]
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds spent on each split since its last complete report.
+        """Return the seconds spent on each split since its last complete report (see `take`).
 
         This waits for the device.
         """
@@ -201,9 +203,9 @@ class Reports:
         return own if self._replicas is None else own.over(self._replicas, chunk.device)
 
     def _seconds(self, split: str) -> float:
-        """Return the time counted for a split since its last complete report.
+        """Return the seconds spent on a split since its last complete report (see `take`).
 
-        Only ended periods count, so call `pause` first.
+        Call `pause` first: the time since `begin` counts only after `pause`.
         """
         for first, last in self._spans.pop(split, []):
             self._clock.wait(last)

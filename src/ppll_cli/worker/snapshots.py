@@ -87,10 +87,10 @@ class Snapshots:
     """Writes and reads the snapshots of one worker, in its folder in shared memory.
 
     Args:
-        most: A snapshot is due at the latest when a channel of the stage has had this many messages
-            since the last one. The channels keep these messages for a restart (see `Job.kept`).
-        fixed: Whether snapshots are due only after `most` messages. If False, they are due more
-            often, as long as they take little of the time (see `messages_between`).
+        most: A snapshot is due when a channel of the stage has carried `most` messages since the
+            last snapshot. The channels keep these messages for a restart (see `Job.kept`).
+        fixed: If False, snapshots are taken after fewer messages than `most`, as long as they take
+            little of the time (see `messages_between`).
     """
 
     def __init__(self, folder: str, most: int, fixed: bool, links: Links) -> None:

@@ -291,7 +291,7 @@ class Worker:
     def _report_training(self, step: int, complete: bool) -> None:
         """Begin a report on the training since the last report; `step` optimizer steps are done.
 
-        `complete` is False if a later report will contain these batches again.
+        `complete` is False if the next report will contain these batches too.
         """
         course, optim = self.job.course, self.job.settings.optim
         rate = learning_rate(optim, step - 1, course.steps_per_epoch, course.epochs)

@@ -34,8 +34,8 @@ class PatchBatches(SplitBatches[Files, PictureSplit]):
         """Make a training batch of patches at random places of random pictures.
 
         Returns:
-            Small [B, 3, P, P] and large [B, 3, sP, sP] patches, float32 in [0, 1], by name. The
-            tensors that describe tiles are empty, [B, 0].
+            A dictionary with small [B, 3, P, P] and large [B, 3, sP, sP] patches, float32 in
+            [0, 1]. The tensors `TILE` and `BICUBIC` are empty, [B, 0].
         """
         assert 0 <= batch < self.steps_per_epoch
         split = self.splits["train"]
@@ -58,8 +58,8 @@ class PatchBatches(SplitBatches[Files, PictureSplit]):
         """Make a batch of one tile, because tiles have different shapes; `size` must be 1.
 
         Returns:
-            By name, the small tile [1, 3, H, W] and the large tile [1, 3, sH, sW], float32 in
-            [0, 1], and `TILE` and `BICUBIC` of `ppll_cli.tasks.super_resolution`.
+            A dictionary with the small tile [1, 3, H, W] and the large tile [1, 3, sH, sW], float32
+            in [0, 1], and the tensors `TILE` and `BICUBIC` (see `ppll_cli.tasks.super_resolution`).
         """
         here = self.splits[split]
         assert size == 1
