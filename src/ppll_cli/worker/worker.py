@@ -187,10 +187,10 @@ class Worker:
             self._end_training()
 
     def _share_memories(self) -> None:
-        """Copy the first replica's buffers to the others, except running statistics of norm layers.
+        """After a batch, copy the buffers that training may read from the first replica to all.
 
-        Training may read these buffers. Evaluations and checkpoints copy them too. If they were not
-        copied after each batch, the weights would depend on how often the run evaluates and saves.
+        `_end_training` copies all buffers, but only before evaluations and checkpoints. Without
+        this copy, the weights would depend on how often the run evaluates and saves.
         """
         if self.links.replicas is None:
             return
@@ -289,10 +289,7 @@ class Worker:
         self.links.parent.send({"kind": kind, "at_s": perf_counter(), **where, **fields})
 
     def _report_training(self, step: int, complete: bool) -> None:
-        """Begin a report on the training since the last report; `step` optimizer steps are done.
-
-        `complete` is False if a later report will contain these batches again.
-        """
+        """Report on the training since the last report; see `Reports.take`."""
         course, optim = self.job.course, self.job.settings.optim
         rate = learning_rate(optim, step - 1, course.steps_per_epoch, course.epochs)
         self._report_metrics("train", step, course.epoch_of(step), rate=rate, complete=complete)
