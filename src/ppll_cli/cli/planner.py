@@ -27,7 +27,7 @@ class Row:
     Attributes:
         prediction: The prediction; None if an obstacle makes it impossible.
         speed_up: The predicted speed, divided by the speed of back-propagation by one worker on
-            one device. All workers have equally many threads.
+            one device. For both speeds, each worker has the same number of threads.
     """
 
     schedule: str
@@ -51,8 +51,8 @@ class Planner:
         replicas: The numbers of replicas to predict for. If None, tables have only rows without
             replicas, and `fastest` tries every divisor of the number of devices.
         per_machine: Number of devices of each machine; None if one machine has all.
-        neighbours: A limit for the number of other workers that compute on a worker's machine at
-            the same time, and so slow it down. If None, `neighbours_of` computes the limit.
+        neighbours: A limit for the number of other workers on a worker's machine that compute at
+            the same time. If None, `neighbours_of` computes the limit.
 
     Raises:
         ConfigError: The settings do not fit the data, the model, one another or this machine.

@@ -158,7 +158,7 @@ def _inside(folder: Path) -> dict[Path, FoundRun]:
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
     """Return a unique name for each run: the last components of its path.
 
-    For each path, `depths` has the number of components below the searched folder. A name has so
+    For each path, `depths` has the number of components below the searched folder. A name has this
     many components, and one more if `above` is True. If two names would be equal, all names get
     more components.
     """
@@ -253,7 +253,7 @@ def finite(value: Any) -> float | None:
 
 def whole(value: Any) -> int | None:
     """Return a JSON value if it is a whole number, else None."""
-    return value if type(value) is int else None  # to `isinstance`, true would be the number 1
+    return value if type(value) is int else None  # `isinstance` accepts true as an int
 
 
 def _step(line: Mapping[str, Any]) -> int:

@@ -91,7 +91,7 @@ def predict(
     This number depends in turn on the times. So numbers and times are computed alternately, at
     most `ROUNDS` times, until the time of a batch hardly changes.
 
-    `neighbours` is a limit for the number of other workers that compute on a worker's machine at
+    `neighbours` is a limit for the number of other workers on a worker's machine that compute at
     the same time. If it is given, all workers are assumed to be on one machine. If it is None,
     `neighbours_of` computes the limit, and the workers are on the machines that `job` names.
     """

@@ -187,10 +187,10 @@ class Worker:
             self._end_training()
 
     def _share_memories(self) -> None:
-        """After a batch, copy the buffers that training may read from the first replica to all.
+        """After a batch, copy the first replica's buffers to the others, if training may read them.
 
-        `_end_training` copies all buffers, but only before evaluations and checkpoints. Without
-        this copy, the weights would depend on how often the run evaluates and saves.
+        `_end_training` copies all buffers, but only before evaluations and checkpoints. Without a
+        copy after each batch, the weights would depend on how often the run evaluates and saves.
         """
         if self.links.replicas is None:
             return
