@@ -27,7 +27,7 @@ class Row:
     Attributes:
         prediction: The prediction; None if an obstacle makes it impossible.
         speed_up: The predicted speed, divided by the speed of back-propagation by one worker on
-            one device. All workers have equally many threads.
+            one device. For both speeds, each worker has the same number of threads.
     """
 
     schedule: str
@@ -51,8 +51,8 @@ class Planner:
         replicas: The numbers of replicas to predict for. If None, tables have only rows without
             replicas, and `fastest` tries every divisor of the number of devices.
         per_machine: Number of devices of each machine; None if one machine has all.
-        neighbours: The largest number of other workers that compute on a worker's CPU at the same
-            time. If None, `neighbours_of` computes this number.
+        neighbours: A limit for the number of other workers on a worker's machine that compute at
+            the same time. If None, `neighbours_of` computes the limit.
 
     Raises:
         ConfigError: The settings do not fit the data, the model, one another or this machine.
@@ -115,7 +115,10 @@ class Planner:
             raise self._errors[0]
 
     def title(self, choices: Mapping[str, str]) -> str:
-        """Return a line with the planned model, data set, batch size, precision and device."""
+        """Return a line with the planned model, data set, batch size, precision and device.
+
+        `choices` has the chosen option of each group, for example `vit` for `model`.
+        """
         base = self.base
         where = model_of(self.device)
         parts = [f"model={choices['model']} ({len(self.subject.units)} units)"]
@@ -231,10 +234,7 @@ class Planner:
         )
 
     def _try_units(self, job: Job) -> None:
-        """Try the units of a job as a run does, and refuse those that a run would refuse.
-
-        If an earlier job needed the same trials, use their result.
-        """
+        """Check a job by `try_units`, once for all jobs that need the same trials."""
         trials = trials_of(job)
         if trials not in self._tried:
             self._tried[trials] = None

@@ -234,7 +234,7 @@ def field_at(keys: Iterable[object]) -> tuple[list[str], Any]:
 
 
 def usable_cores() -> int:
-    """Return the number of cores that CPU affinity and container let this process use."""
+    """Return how many cores this process may use, by its CPU affinity and its container's limit."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

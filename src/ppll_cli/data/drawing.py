@@ -116,8 +116,8 @@ def _corners(
     """Yield two arrays [n, 2] of possible top left corners for a label, each with the best first.
 
     The first array has places at the box: above, below, inside and beside it. The second has a grid
-    over the picture, sorted by distance from the box. A label with its corner at `last`, (x, y), is
-    at the bottom right of the picture.
+    over the picture, sorted by distance from the box. No corner has a larger x or y than `last`,
+    (x, y), so that the label is inside the picture.
     """
     (width, height), (left, top, right, bottom) = size, box
     outside, inside = [top - height, bottom], [top, bottom - height]

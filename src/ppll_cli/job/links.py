@@ -121,7 +121,8 @@ def _decided(job: Job, links: Links, handled: int, trained: int) -> Iterator[Ite
     """Decide which batch or mark comes next, and yield it. Skip the first `handled` items.
 
     A restarted worker must repeat the decisions of its earlier process, because other stages may
-    already follow them. The headers of the messages that the earlier process sent contain them.
+    already follow them. It finds these decisions in the headers of the messages that the earlier
+    process sent.
     """
     passed = asked = 0
     senders = [sender for channel, sender in links.senders.items() if channel.kind == "activations"]

@@ -81,7 +81,7 @@ class Watched(Seen):
             remove_left(self.process.pid)
 
     def _is_gone(self, limit_s: float) -> bool:
-        """Discard the worker's reports. Return whether the worker has closed the pipe."""
+        """Return whether the worker has closed its end of the pipe; discard its unread reports."""
         with suppress(EOFError, OSError):
             while self.reports.poll(limit_s):
                 self.reports.recv_bytes()

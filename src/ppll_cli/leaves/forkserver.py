@@ -92,7 +92,7 @@ def _blocked(*signals: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def _without_current_directory() -> Iterator[None]:
-    """Keep the current directory, which may have a `torch.py`, out of new processes' `sys.path`."""
+    """Start processes without the current directory in `sys.path`: it may have a `torch.py`."""
     name, value = SAFE_PATH
     found_there = os.path.relpath(Path(__file__).parents[2]) == "."  # it contains this package
     if name in os.environ or found_there:

@@ -85,9 +85,9 @@ def dgl_network(
 ) -> nn.Module:
     """Return a network of two pools with three 1x1 convolutions between them, and a perceptron.
 
-    The perceptron has three hidden layers, and ends with the task's smallest head. If `channels` is
-    None, the convolutions keep the number of channels. If `hidden` is None, the hidden layers are
-    as wide as the perceptron's input.
+    The perceptron has three hidden layers, and ends with the task's head (`Task.smallest_head`). If
+    `channels` is None, the convolutions keep the number of channels. If `hidden` is None, the
+    hidden layers are as wide as the perceptron's input.
     """
     first, height, width = map_shape(site.spec.shape)
     channels = channels or first

@@ -223,9 +223,9 @@ class _Trained(NamedTuple):
 
 @_without_compiler()
 def _run_in_training(unit: Unit, specs: Mapping[str, ValueSpec]) -> _Trained:
-    """Run samples through a unit in training mode.
+    """Run samples through a unit in training mode, to see what it does only in training.
 
-    An in-place dropout, for example, changes its input only in training.
+    For example, an in-place dropout then changes its input.
     """
     inputs = [empty(specs[name], ODD) for name in unit.reads]
     results: list[Any] = []

@@ -90,8 +90,8 @@ def _never_raises(
 class Console:
     """Writes results to stdout and to the log file.
 
-    From `watch` to `close`, a terminal shows a live display, and other outputs get a plain line
-    every few seconds. After printing has failed (`lost`), nothing more is printed.
+    From `watch` to `close`, a terminal shows a live display. If stdout cannot show it, a plain line
+    is printed every few seconds. After printing has failed (`lost`), nothing more is printed.
     """
 
     def __init__(self, facts: RunFacts) -> None:

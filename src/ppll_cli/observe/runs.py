@@ -73,7 +73,7 @@ class FoundRun:
         folder: The run directory; for a refused job, the folder of the sweep.
         status: completed, interrupted, failed or refused; running if no file says how the run
             ended.
-        summary: The content of `summary.json`; empty if unknown, or if it is older than a resume.
+        summary: The content of `summary.json`; empty if unknown, or if the run was resumed later.
         metric: The evaluated split and the task's metric, such as "test accuracy"; None if unknown.
         evaluations: The evaluations on `val` or, if there are none, on `test`, in order of time.
         overrides: The overrides of a refused job.
@@ -158,8 +158,9 @@ def _inside(folder: Path) -> dict[Path, FoundRun]:
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
     """Return a unique name for each run: the last components of its path.
 
-    `depths` has the number of components below the searched folder. If `above` is True, a name
-    also has the component before these. If names would be equal, all names get more components.
+    For each path, `depths` has the number of components below the searched folder. A name has this
+    many components, and one more if `above` is True. If two names would be equal, all names get
+    more components.
     """
     for more in count(int(above)):
         names = {
@@ -252,7 +253,7 @@ def finite(value: Any) -> float | None:
 
 def whole(value: Any) -> int | None:
     """Return a JSON value if it is a whole number, else None."""
-    return value if type(value) is int else None  # to `isinstance`, true would be the number 1
+    return value if type(value) is int else None  # `isinstance` accepts true as an int
 
 
 def _step(line: Mapping[str, Any]) -> int:

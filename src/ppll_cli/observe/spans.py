@@ -72,7 +72,7 @@ class Restart(NamedTuple):
 
     @property
     def span(self) -> Span:
-        """The restart as a span, which the picture shows as a bar."""
+        """The restart as a span, for the timeline and its picture."""
         return Span(self.start_s, self.end_s, "restart", None, 0)
 
 

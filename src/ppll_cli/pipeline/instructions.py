@@ -131,15 +131,19 @@ class FinishAverage(_OfChunk):
 
 @dataclass(frozen=True, slots=True)
 class AddNorms:
-    """Write the squared gradient norms of the stage's units into the vector for all units."""
+    """Write the squared gradient norms of the stage's units into the vector of norms.
+
+    This vector has an element for each unit of the model. The stages send it to one another, to
+    compute the gradient norm of the whole model.
+    """
 
 
 class ReceiveNorms(_WithPeer):
-    """Receive the vector of squared norms, and free its slot immediately."""
+    """Receive the vector of norms (see `AddNorms`), and free its slot immediately."""
 
 
 class SendNorms(_WithPeer):
-    """Send the vector of squared norms."""
+    """Send the vector of norms (see `AddNorms`)."""
 
 
 class SendWeights(_WeightMessage):

@@ -43,7 +43,7 @@ class Watch:
 
     @property
     def ahead(self) -> int:
-        """Number of batches between sending the weights and reading them, at most 2.
+        """How many batches in advance the weights are sent to the stage that reads them: up to 2.
 
         With 2, neighbouring stages hardly wait for each other; a larger number would only need more
         slots. If `lag` is above 2, the sender keeps the weights until it is time to send them.

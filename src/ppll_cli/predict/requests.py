@@ -25,8 +25,8 @@ def time_units(work: Work) -> tuple[list[Record], Record]:
     """Make a chain of units, and time its training steps.
 
     Returns:
-        A record for each unit, with the values of `Measured`. If backward passes are split, it has
-            the seconds of their halves instead: `input_s` and `weight_s`.
+        A record for each unit, with the values of `Measured`. If `work.split` is set, each record
+            has only the seconds of the two halves of the backward pass: `input_s` and `weight_s`.
         A record of the optimizer, per element of the trained parameters: `step_s` has the seconds
             of a step, and `bytes` the size of an element with its gradient and optimizer state.
     """

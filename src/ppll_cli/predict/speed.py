@@ -91,9 +91,9 @@ def predict(
     This number depends in turn on the times. So numbers and times are computed alternately, at
     most `ROUNDS` times, until the time of a batch hardly changes.
 
-    `neighbours` is the largest number of other workers that compute on a worker's CPU at the same
-    time. If it is given, all workers are assumed to be on one machine. If it is None,
-    `neighbours_of` computes the number, and the workers are on the machines that `job` names.
+    `neighbours` is a limit for the number of other workers on a worker's machine that compute at
+    the same time. If it is given, all workers are assumed to be on one machine. If it is None,
+    `neighbours_of` computes the limit, and the workers are on the machines that `job` names.
     """
     sizes = job.microbatches(job.course.batch_size)
     others = neighbours_of(job) if neighbours is None else neighbours

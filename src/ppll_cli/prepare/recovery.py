@@ -66,11 +66,10 @@ def recovering(job: Job, subject: Subject, notes: list[str], machine: int) -> Jo
 
 
 def planned(job: Job, subject: Subject) -> tuple[Job, str]:
-    """Set `snapshot_every` of a job for a prediction of its speed, if workers can be restarted.
+    """Return the job, with `snapshot_every` set as in a run, for a prediction of its speed.
 
-    Return the job, and a text that says why workers cannot be restarted. The text is empty if they
-    can, or if the user chose `recover=off`. Shared memory is not checked, because the run may use
-    other machines.
+    Also return why workers cannot be restarted; an empty text if they can, or if the user chose
+    `recover=off`. Shared memory is not checked, because the run may use other machines.
     """
     asked = job.settings.recover
     if asked.name == "off":
@@ -81,12 +80,13 @@ def planned(job: Job, subject: Subject) -> tuple[Job, str]:
 
 
 class _Room(NamedTuple):
-    """The shared memory that channels and snapshots need, in bytes.
+    """The sizes, in bytes, that decide how much shared memory channels and snapshots need.
 
     Attributes:
-        states: Size of one snapshot, summed over all stages that can be restarted.
-        messages: Size of one message, summed over all channels that keep messages.
-        least: Size of all channels if `snapshot_every` is 1.
+        states: One snapshot of each stage that can be restarted.
+        messages: One message of each channel to or from such a stage. Only these channels keep
+            messages for a restart.
+        least: All channels if `snapshot_every` is 1.
     """
 
     states: int
@@ -95,7 +95,7 @@ class _Room(NamedTuple):
 
     @classmethod
     def of(cls, job: Job, subject: Subject, machine: int | None = None) -> "_Room":
-        """Return what a job needs on `machine`, or on all machines if it is None."""
+        """Compute the sizes for the stages on `machine`, or for all stages if it is None."""
         job = replace(job, snapshot_every=1)
         here = {s for s in range(job.stages) if machine in (None, job.home(Seat(s)))}
         states = 0
@@ -116,9 +116,9 @@ class _Room(NamedTuple):
         return states + self.least + (every - 1) * self.messages
 
     def wished(self) -> int:
-        """Return the best number of messages between two snapshots if shared memory suffices.
+        """Return the number of messages between two snapshots if shared memory is not limited.
 
-        With this number, the messages take about as much memory as the snapshots. But it is
+        With this number, the kept messages take about as much memory as the snapshots. But it is
         at least `USUAL` and at most `MOST`.
         """
         return min(MOST, max(USUAL, BUFFERS * self.states // self.messages))

@@ -71,10 +71,10 @@ def spread(
 
 
 def threads_of(settings: Settings, machines: Sequence[Machine], homes: Sequence[int]) -> int:
-    """Return the number of threads of each worker.
+    """Return the number of threads of each worker: `threads` or, if unset, a share of the cores.
 
-    If the user has not set this number, it is the number of CPU cores per worker on the machine
-    with the fewest cores per worker.
+    The share is the number of cores divided by the number of workers, on the machine where this is
+    smallest. `homes` has the number of each worker's machine.
     """
     shares = (each.cores // homes.count(n) for n, each in enumerate(machines))
     return settings.threads or max(1, min(shares))

@@ -5,8 +5,8 @@ the channel waits until the other end has finished with a slot (`order`). If a w
 slots are in shared host memory, and an end waits only for tokens (short messages in a pipe).
 Between CUDA workers, slots are on the receiver's device, and an end also waits for CUDA events. If
 the sender cannot access this memory, slots are in pinned host memory instead, and the receiver
-copies the tensors to its device. If processes cannot share events either, each end's host waits for
-its device before it sends a token.
+copies the tensors to its device. If processes cannot share events either, each worker waits for its
+device before it sends a token.
 """
 
 import logging
@@ -87,8 +87,9 @@ def ring(
 ) -> tuple[RingSender, RingReceiver]:
     """Create a new ring of `slots` slots of `size` bytes, and return its two ends.
 
-    `memories` and `orders` each have two objects: the first is for the sender, the second for the
-    receiver. The receiver copies tensors to `device`; if it is None, they stay in the slot.
+    `memories` and `orders` each have an object for the sender and one for the receiver. An `Order`
+    makes one end wait until the other end has finished with a slot. The receiver copies tensors to
+    `device`; if it is None, they stay in the slot.
     """
     producer, consumer = open_pipes()
     theirs, ours = (Slots(memory, slots, size) for memory in memories)

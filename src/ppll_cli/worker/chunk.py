@@ -33,7 +33,7 @@ class HeldChunk(Networks):
 
     Attributes:
         is_last: Whether the chunk belongs to the last module, which has the model's own head.
-        sums: Losses and metrics not reported yet, by split and prediction (see `split_of`).
+        sums: Losses and metrics not reported yet, by key (see `split_of`), such as "test".
     """
 
     def __init__(

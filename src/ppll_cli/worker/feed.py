@@ -83,7 +83,7 @@ def _fits(tensor: Tensor, spec: ValueSpec, samples: int) -> bool:
 
 
 def _unusable(tensor: Tensor) -> str:
-    """Name the property that makes a tensor unusable for a run; empty if there is none."""
+    """Return what makes a tensor unusable for a run, such as its layout; empty if nothing does."""
     if tensor.layout != torch.strided:
         return f"{tensor.layout} "
     return "inference_mode() " if tensor.is_inference() else ""

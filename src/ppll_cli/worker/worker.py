@@ -187,10 +187,10 @@ class Worker:
             self._end_training()
 
     def _share_memories(self) -> None:
-        """Copy the first replica's buffers to the others, except running statistics of norm layers.
+        """After a batch, copy the first replica's buffers to the others, if training may read them.
 
-        Training may read these buffers. Evaluations and checkpoints copy them too. If they were not
-        copied after each batch, the weights would depend on how often the run evaluates and saves.
+        `_end_training` copies all buffers, but only before evaluations and checkpoints. Without a
+        copy after each batch, the weights would depend on how often the run evaluates and saves.
         """
         if self.links.replicas is None:
             return

@@ -138,7 +138,7 @@ def _views(path: Path, shapes: Sequence[tuple[int, ...]]) -> list[Bytes]:
 def large_size(path: Path, scale: int, longest: int | None) -> Size:
     """Return a large picture's size after reducing and cropping; read only its header.
 
-    `longest` is the largest length of its longer side, in pixels, or None for no limit.
+    `longest` is the limit for its longer side, in pixels; None for no limit.
     """
     width, height = _reduced(header(path).upright, longest)
     return height - height % scale, width - width % scale

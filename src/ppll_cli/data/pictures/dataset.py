@@ -67,7 +67,10 @@ class PictureDataset(Files, ABC):
 
     @property
     def longest(self) -> int | None:
-        """Largest length of the longer side of large pictures, in pixels; None for no limit."""
+        """Limit for the longer side of a large picture, in pixels; None for no limit.
+
+        A picture above the limit is reduced.
+        """
         return None
 
     def __post_init__(self) -> None:
