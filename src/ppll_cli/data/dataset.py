@@ -55,7 +55,7 @@ class ImageDataset(Classified):
 
     @abstractmethod
     def read(self, part: Part) -> Arrays:
-        """Read one part of the data set.
+        """Read the training or test images and their labels.
 
         Raises:
             ConfigError: A file cannot be read, or has the wrong content.
