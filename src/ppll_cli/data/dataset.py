@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # at run time, wrong options are refused before torch is impo
 
 @dataclass(frozen=True)
 class Arrays:
-    """The images and labels of a part (`train` or `test`) as they were read, not yet checked.
+    """Training or test images and their labels, as they were read, not yet checked.
 
     Attributes:
         images: uint8 [N, C, H, W].

@@ -31,8 +31,8 @@ class AugLocal(LocalMethod):
         depth: d of the first module.
         tau: d falls linearly from `depth` at the first module to depth (1 - tau) + tau at the last
             module with an auxiliary network, and is rounded.
-        detection_head: See `DetectionHead`; None means `pyramid`. The local head reads the output
-            of the last copied unit.
+        detection_head: See `DetectionHead`; None means `pyramid`. The local head's input map is
+            the output of the last copied unit.
     """
 
     changed = "the choice of copied units was corrected, and a single copy has a BatchNorm"
