@@ -102,7 +102,7 @@ class Split:
 
 
 def augmented(images: Tensor, dataset: Classified, generator: torch.Generator) -> Tensor:
-    """Augment a batch of images, uint8 [B, C, H, W], by the settings of a data set."""
+    """Augment a batch of images, uint8 [B, C, H, W], as the settings of `dataset` say."""
     if dataset.augment == "none":
         return images
     if dataset.pad:

@@ -122,7 +122,7 @@ class Classified(Files, ABC):
         return {IMAGE: normalise(images, mean, std)}
 
     def predicted(self, predict: Predict, picture: "Image", inputs: Tensors) -> Prediction:
-        """Return the most probable class, and all classes in order of falling probability."""
+        """Return the most probable class, and all classes, the most probable first."""
         found = self.task.probabilities(predict(inputs[IMAGE]))[0].tolist()
         names = self.class_names
         sure = [{"label": n, "class": names[n], "probability": p} for n, p in enumerate(found)]

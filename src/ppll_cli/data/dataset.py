@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # at run time, wrong options are refused before torch is impo
 
 @dataclass(frozen=True)
 class Arrays:
-    """The images and labels of a part (`train` or `test`) as they were read, not yet checked.
+    """Training or test images and their labels, as they were read, not yet checked.
 
     Attributes:
         images: uint8 [N, C, H, W].
@@ -55,7 +55,7 @@ class ImageDataset(Classified):
 
     @abstractmethod
     def read(self, part: Part) -> Arrays:
-        """Read one part of the data set.
+        """Read the training or test images and their labels.
 
         Raises:
             ConfigError: A file cannot be read, or has the wrong content.

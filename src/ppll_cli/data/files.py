@@ -16,7 +16,7 @@ from ppll_cli.leaves.cache import cache_folder
 from ppll_cli.leaves.limits import Count, Fraction
 
 Part = Literal["train", "test"]
-"""A part into which the files of a data set are divided. The split `val` is held out of `train`."""
+"""The two sets into which a data set's files are divided. `val` is later held out of `train`."""
 
 PARTS: tuple[Part, ...] = ("train", "test")
 PUBLISHED = "put the published file there"

@@ -39,22 +39,22 @@ class Published(ImageDataset):
         return str(self.published.url)
 
     def listed(self, part: Part) -> Sequence[tuple[str, str]]:
-        """Return name and MD5 sum of each file that torchvision lists for a part."""
+        """Return name and MD5 sum of each file that torchvision lists for `part`."""
         found: Sequence[tuple[str, str]] = getattr(self.published, f"{part}_list")
         return found
 
     def only(self, part: Part) -> Any:
-        """Return a subclass of torchvision's class that checks only the files of one part."""
+        """Return a subclass of torchvision's class that checks only the files of `part`."""
         lists = {f"{each}_list": self.listed(each) if each == part else [] for each in PARTS}
         return type(self.original, (self.published,), lists)
 
     @abstractmethod
     def files(self, part: Part) -> Mapping[str, str]:
-        """Return the MD5 sum of each file of a part, by the file's path relative to the root."""
+        """Return the MD5 sum of each file of `part`, by the file's path relative to the root."""
 
     @abstractmethod
     def open(self, part: Part, folder: Path, *, download: bool = False) -> Content:
-        """Return a part's images, uint8 [N, C, H, W], and labels, integers [N].
+        """Return the images, uint8 [N, C, H, W], and the labels, integers [N], of `part`.
 
         torchvision checks and reads the files in `folder`; if `download`, it first downloads
         missing files.

@@ -52,8 +52,9 @@ def rand_augment(images: Tensor, generator: torch.Generator) -> Tensor:
 def _one_operation(images: Tensor, drawn: Tensor, signs: Tensor) -> Tensor:
     """Apply one operation to each image.
 
-    `drawn` has the number of the operation for each image. `signs` has the direction of the
-    operation, 1 or -1; for example, -1 makes an image darker. Both are int64 [B] on the CPU.
+    `drawn` has the index of each image's operation in `GEOMETRY` followed by `COLOURS`; the index
+    behind the last leaves the image unchanged. `signs` has the direction of the operation, 1 or -1;
+    for example, -1 makes an image darker. Both are int64 [B] on the CPU.
     """
     changed = images.clone()
     numbers = (drawn < len(GEOMETRY)).nonzero()[:, 0]

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Run:
-    """A run and its directory.
+    """Trains one run in its run directory.
 
     Attributes:
         run_dir: The run directory, which exists and holds nothing of another run.
@@ -56,8 +56,8 @@ class Run:
         fleet: The machines of the run, if there are several; this process is on machine 0.
         options: Command-line options that name folders of configurations, such as `--config-dir`.
         began_s: The time from which `max_minutes` are counted, on the clock of `time.monotonic`.
-        direction: Whether a sweeper is to "minimize" or "maximize" the objective; None if unknown,
-            or without a search.
+        direction: "minimize" or "maximize", if a sweeper searches for good settings and its
+            direction is known; otherwise None.
         objective: Key of the number in the summary that a sweeper optimizes; set by `execute`.
     """
 

@@ -15,7 +15,7 @@ from ppll_cli.tasks.classification import ClassifierHead
 class AugLocal(LocalMethod):
     """Trains each module through copies of d later units and of the model's head.
 
-    The copies have fresh weights. Let j be the index of the module's last unit, and L the index of
+    The copies have new weights. Let j be the index of the module's last unit, and L the index of
     the last unit before the head. Units round(j + i (L - j) / d) are copied, for i from 1 to d, so
     they are evenly spaced; halves are rounded to the even index. If there are at most d units
     between the module and the head, all of them are copied. If d is 1, BatchNorm is placed between
@@ -33,8 +33,8 @@ class AugLocal(LocalMethod):
         depth: d of the first module.
         tau: d falls linearly from `depth` at the first module to depth (1 - tau) + tau at the last
             module with an auxiliary network, and is rounded.
-        detection_head: See `DetectionHead`; None means `pyramid`. The local head reads the output
-            of the last copied unit.
+        detection_head: See `DetectionHead`; None means `pyramid`. The local head's input map is
+            the output of the last copied unit.
     """
 
     changed = "the choice of copied units was corrected, and a single copy has a BatchNorm"

@@ -55,7 +55,7 @@ class Bank:
         return FusedHead(own, widths, bank)
 
     def probe(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return a classifier that reads a head's pooled vector and banked features."""
+        """Return the probe for `fba.trains=probe`: a classifier of a head's vector and the bank."""
         own = head_of(head, ClassifierHead, ("fba", "on"), "use fba=off")
         return self.head(VectorHead(own.fc.in_features, own.fc.out_features), banked, bank)
 
@@ -85,7 +85,7 @@ class InputBank(Bank):
         return nn.Identity()
 
     def network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return copied units and head, which read the module's features fused with the bank."""
+        """Return an auxiliary network that reads a module's features fused with the bank."""
         if not banked:
             return CopiedNetwork(copies.units, copies.head)
         return JoinedAtInput(copies, banked, bank.joined)
@@ -125,17 +125,17 @@ class VectorHead(ClassifierHead):
 
 
 class FusedHead(nn.Module):
-    """A head that fuses its vector with a feature bank (arXiv 2406.00446; details are our choice).
+    """A classifier that also reads banked vectors (FBA, arXiv 2406.00446; details are our choice).
 
-    A Linear layer and ReLU project each banked vector to the head's width D. `fba.fusion=add` sums
-    the projections and the head's own vector. `fba.fusion=concatenate` concatenates them, and a
-    Linear layer reduces the result to width D. With its initial weights this layer returns the
-    head's own vector. If `shared_head` is False, the classifier reads the concatenated vectors
-    directly.
+    The head's own vector, of width D, is the input of its last Linear layer. A Linear layer and
+    ReLU project each banked vector to width D. `fba.fusion=add` sums the projections and the own
+    vector. `fba.fusion=concatenate` concatenates them; then a Linear layer, which initially returns
+    the own vector, reduces the result to width D. If `shared_head` is False, this layer is left
+    out, and the last Linear layer reads the concatenated vectors.
 
-    With `normalize`, all vectors are shifted and scaled to mean 0 and variance 1 over their
-    elements before banked vectors are projected. Then modules with large activations do not
-    outweigh others. `widths` are the banked vectors' widths.
+    With `normalize`, each vector is first normalised to mean 0 and variance 1 over its elements, so
+    that modules with large activations do not outweigh others. `widths` are the widths of the
+    banked vectors.
     """
 
     def __init__(self, head: ClassifierHead, widths: Sequence[int], bank: FeatureBank) -> None:
@@ -163,19 +163,19 @@ class FusedHead(nn.Module):
 
 
 class FusedPictureHead(nn.Module):
-    """A head that fuses its map with a feature bank (arXiv 2406.00446; details are our choice).
+    """A super-resolution head that also reads banked maps (details are our choice).
 
-    Our reading of the paper: the bank holds x_0, the output of the model's first unit. Module j,
-    whose output is x_j, is trained through Upsampler(SLM_j(x_j) + stop-gradient(x_0)), where SLM is
-    the Simple Local Module. The public code of Local-SR also passes the detached x_0 to its local
-    networks, but does not use this sum. With values of `fba.features` other than `first`, the bank
-    holds maps of earlier modules instead of x_0 (our choice).
+    Our reading of FBA (arXiv 2406.00446): the bank holds x_0, the output of the model's first unit.
+    Module j, with output x_j, is trained through Upsampler(SLM_j(x_j) + stop-gradient(x_0)), where
+    SLM is the Simple Local Module. The public repository Local-SR also passes the detached x_0 to
+    its local networks, but does not use this sum. With values of `fba.features` other than `first`,
+    the bank holds maps of earlier modules instead of x_0 (our choice).
 
-    If a banked map and the head have different numbers of channels, a 1x1 convolution projects the
-    map to the head's number. `fba.fusion=add` sums the banked maps and the head's own map.
-    `fba.fusion=concatenate` concatenates them, and a 1x1 convolution, which initially returns the
-    head's own map, reduces the result to the head's number of channels. If `shared_head` is False,
-    the upsampler reads the concatenated maps directly. `channels` has the number of channels of
+    The head's own map, with C channels, is the input of its upsampler. A 1x1 convolution projects
+    each banked map with another number of channels to C channels. `fba.fusion=add` sums all maps.
+    `fba.fusion=concatenate` concatenates them; then a 1x1 convolution, which initially returns the
+    own map, reduces the result to C channels. If `shared_head` is False, this convolution is left
+    out, and the upsampler reads the concatenated maps. `channels` has the number of channels of
     each banked map.
     """
 
@@ -213,7 +213,7 @@ class JoinedAtInput(CopiedNetwork):
     convolution) and ReLU project each banked tensor to the width of the module's features.
     `fba.fusion=add` sums the projections and the module's features. `fba.fusion=concatenate`
     concatenates them, and another Linear layer (or 1x1 convolution), which initially returns the
-    module's features, reduces the result to their width. `banked` are the shapes of banked
+    module's features, reduces the result to their width. `banked` has the shapes of the banked
     features.
     """
 

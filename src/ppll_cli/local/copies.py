@@ -1,4 +1,4 @@
-"""Copies units of the backbone, with fresh weights, for auxiliary networks."""
+"""Copies units of the backbone for auxiliary networks. A copy gets new random weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ppll_cli.tasks.task import Shape
 
 @dataclass(frozen=True)
 class Copies:
-    """Copies of a model's parts, with fresh weights, from which an auxiliary network is made."""
+    """Copies of units and of the model's head, from which an auxiliary network is made."""
 
     units: Sequence[nn.Module]  # copies of units after a module, in order; may be empty
     shapes: Sequence[Shape]  # shapes of the module's features and of each copy's output
@@ -39,10 +39,13 @@ def later_units(site: Site) -> range:
 
 
 def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
-    """Copy a chain of units and the model's head; raise ConfigError if a copy is not possible.
+    """Copy the units with these indices, and the model's head.
 
-    Each copy reads the output of the previous copy (see `copy_unit`). The copied head has the input
-    shape of the model's head.
+    Each copy reads the output of the copy before it; the first one reads the module's features. The
+    copied head has the input shape of the model's head.
+
+    Raises:
+        ConfigError: A copy is not possible (see `copy_unit`).
     """
     units: list[nn.Module] = []
     shapes = [site.spec.shape]
@@ -54,13 +57,15 @@ def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
 
 
 def copy_unit(site: Site, index: int, shape: Shape, method: str) -> nn.Module:
-    """Copy a unit, with fresh weights, for features of a given shape.
+    """Copy a unit for features of a given shape.
 
-    The copy has the unit's probabilities of dropout and stochastic depth. If the unit reads only
-    one tensor, and this tensor has the given shape, the copy's parameters have the same names and
-    shapes as the unit's parameters. In all other cases the unit's `adapt` makes the copy.
+    The copy has new random weights, but the unit's probabilities of dropout and stochastic depth.
+    If the unit reads only one tensor, and this tensor has the given shape, the copy's parameters
+    have the same names and shapes as the unit's parameters. In all other cases the unit's `adapt`
+    makes the copy.
 
-    If a copy is not possible, raise a ConfigError that names the local method, `method`.
+    Raises:
+        ConfigError: A copy is not possible. The error names the local method, `method`.
     """
     _check_chained(site, index, method)
     unit = site.units[index]

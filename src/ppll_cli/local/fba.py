@@ -33,7 +33,7 @@ the prediction of the network that reads the bank, with zeros in place of banked
 class FBA(LocalMethod):
     """Trains each module through a Simple Local Module, which also reads a feature bank.
 
-    The Simple Local Module consists of copies of the backbone's units, with fresh weights: the
+    The Simple Local Module consists of copies of the backbone's units, with new weights: the
     first units of each later resolution stage, then the model's head. A resolution stage is a
     sequence of units whose outputs have the same shape. A module in the last resolution stage is
     trained through the head alone. If a model has only one resolution stage, like a ViT, the units

@@ -13,8 +13,8 @@ class Greedy(LocalMethod):
     For classification this head consists of a pool and a Linear layer.
 
     Attributes:
-        detection_head: See `DetectionHead`; None means `pyramid`. The local head reads the module's
-            map.
+        detection_head: See `DetectionHead`; None means `pyramid`. The local head's input map is the
+            module's output.
     """
 
     detection_head: DetectionHead | None = None

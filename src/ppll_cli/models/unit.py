@@ -25,7 +25,7 @@ class Unit:
 
     Attributes:
         name: Name, unique in the model. Parameters are saved as `name.parameter`.
-        build: Builds the network, with fresh weights. It may draw them with the global random
+        build: Builds the network, with new random weights. It may draw them with the global random
             generators of torch, NumPy and Python, which the program seeds. The network takes the
             tensors of `reads` in order. It returns the tensor of `writes`, or a tuple if `writes`
             has several names. It must not change its inputs in place: other units may read them.

@@ -63,7 +63,7 @@ def window(lanes: Lanes) -> tuple[float, float]:
 
 
 def _shown_until(spans: Sequence[Span], start_s: float) -> float:
-    """Return when a worker ended the `SHOWN`th of the batches that it began after `start_s`."""
+    """Return the time at which a worker has computed `SHOWN` batches that began after `start_s`."""
     batches: dict[int, tuple[float, float]] = {}
     for span in spans:
         first_s, last_s = batches.get(span.step, (span.start_s, span.end_s))

@@ -1,4 +1,7 @@
-"""Passes (see `passes.py`) for split backwards, averages over replicas, and gradient norms."""
+"""Adds averages over replicas and an exchange of gradient norms to a stage's instructions.
+
+The public functions are passes; see `passes.py`.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,7 +11,10 @@ from ppll_cli.pipeline.schedule import Place
 
 
 def whole_backwards(place: Place, stream: Iterable[do.Instruction]) -> Stream:
-    """Replace a split backward by one `Backward` if the inputs of its chunk need no gradient."""
+    """Replace the two halves of a backward by one `Backward` if a chunk's input needs no gradient.
+
+    The halves are `BackwardInput`, which such a chunk does not need, and `BackwardWeight`.
+    """
     into = place.routes.into
     found: Stream = []
     for instruction in stream:
@@ -30,8 +36,8 @@ def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
     chunk's loss comes right before this backward, `StartAverage` comes before the loss, because the
     loss already completes the gradients of the auxiliary network.
 
-    If every chunk of the stage computes its own loss, a chunk's step is moved behind the next
-    backward of another chunk, so that averaging continues during that backward.
+    If every chunk of the stage computes its own loss, a chunk's optimizer step is moved behind the
+    next backward of another chunk, so that averaging continues during that backward.
     """
     chunks = place.chunks
     if all(place.routes.layout.chunks[chunk].ends_module for chunk in chunks):
@@ -55,7 +61,7 @@ def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
 
 
 def _later_steps(stream: Iterable[do.Instruction]) -> Stream:
-    """Move each step behind the next backward of another chunk, or to the end if there is none."""
+    """Move each optimizer step behind the next backward of another chunk, or else to the end."""
     found: Stream = []
     waiting: list[do.Step] = []
     for instruction in stream:
@@ -70,12 +76,12 @@ def _later_steps(stream: Iterable[do.Instruction]) -> Stream:
 
 
 def norms(place: Place, stream: Sequence[do.Instruction]) -> Stream:
-    """Move all steps to the end, after an exchange of the squared gradient norms of all units.
+    """Let the stages exchange gradient norms, and do all optimizer steps after this exchange.
 
-    Each step needs the gradient norm of the whole model. A vector with one element per unit is sent
-    from the first stage to the last, and each stage writes the squared norms of its units into it.
-    Then the complete vector is sent back to the first stage. Every stage sums the same elements in
-    the order of the units, so all stages get the same norm.
+    Each optimizer step needs the gradient norm of the whole model. A vector with one element per
+    unit is sent from the first stage to the last, and each stage writes the squared norms of its
+    units into it. Then the complete vector is sent back to the first stage. Every stage sums the
+    same elements in the order of the units, so all stages get the same norm.
     """
     stage, last = place.stage, place.stages - 1
     steps = [each for each in stream if isinstance(each, do.Step)]

@@ -64,7 +64,7 @@ least one picture, even if its tensor is larger.
 
 @dataclass(frozen=True)
 class Detection:
-    """Predictions are anchors with deltas and logits; the metric is COCO's average precision.
+    """Object detection with anchors. The metric is COCO's average precision.
 
     The loss is RetinaNet's (arXiv 1708.02002), as torchvision computes it. An anchor is positive if
     it is matched to a box, negative if it is background, and left out if it is neither (see
@@ -214,7 +214,7 @@ def _sums(losses: Tensor, counted: Tensor) -> Tensor:
 
 
 def _rows(kind: int, picture: Tensor, labels: Tensor, boxes: Tensor, last: Tensor) -> Tensor:
-    """Return a row for each box; `ppll_cli.tasks.precision` defines kinds and columns."""
+    """Return a row for each box, with the columns that `ppll_cli.tasks.precision` describes."""
     rows = torch.empty(len(boxes), COLUMNS, dtype=torch.float64, device=boxes.device)
     rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 7] = kind, picture, labels, last
     rows[:, 3:7] = boxes

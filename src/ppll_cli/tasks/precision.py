@@ -122,7 +122,7 @@ def _voc(rows: Tensor, classes: int) -> tuple[float, float]:
 
 
 def _curve(there: Tensor, found: Tensor, total: int) -> tuple[Floats, Floats]:
-    """Return recall and precision of a class after each detection, in order of falling score.
+    """Return recall and precision of a class after each detection, highest score first.
 
     As in VOC's own code, a detection is compared with the box that it overlaps most. The detection
     is right if the overlap is at least 0.5 and no detection with a higher score has matched this

@@ -143,7 +143,7 @@ class Average:
         self._begun = 0
 
     def complete(self) -> None:
-        """Start the remaining all-reduces after a backward, if `start` was called before it."""
+        """Start the all-reduces that `start` prepared and the backward has not started."""
         while self._begun < len(self._buckets):
             self._begin_next()
 

@@ -13,13 +13,14 @@ log = logging.getLogger(__name__)
 
 
 def usable(name: str, transport: Transport, size: int, devices: Sequence[str]) -> Transport:
-    """Return the user's transport, or a `QueueTransport` if the user's cannot work here.
+    """Return `transport`, or a `QueueTransport` if `transport` cannot work on this machine.
 
-    If it returns a `QueueTransport`, this function logs the reason as a warning. `size` is the
-    total size of all slots of all channels, in bytes.
+    If it returns a `QueueTransport`, this function logs the reason as a warning. `name` names
+    `transport` in messages. `size` is the total size of all slots of all channels, in bytes.
+    `devices` has the device of each worker on this machine.
 
     Raises:
-        ConfigError: Neither the user's transport nor a `QueueTransport` can work on this machine.
+        ConfigError: Neither `transport` nor a `QueueTransport` can work on this machine.
     """
     obstacle = transport.obstacle(size, devices)
     if obstacle is None:

@@ -207,7 +207,7 @@ class LabelledPictures(Classified):
 
     @cached_property
     def _found(self) -> tuple[tuple[str, ...], Mapping[str, Listing]]:
-        """The classes, and the pictures of each part."""
+        """The names of the classes, and the pictures, before `val_fraction` holds out any."""
         try:
             return arranged(self.find())
         except ListingError as error:

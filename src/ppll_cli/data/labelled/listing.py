@@ -61,14 +61,15 @@ class ListingError(ValueError):
 
 
 def arranged(parts: Parts) -> tuple[tuple[str, ...], dict[str, Listing]]:
-    """Number the classes of the training pictures, and check the classes of the other parts.
+    """Number the classes of the training pictures, and check those of `test` and `val`.
 
     Returns:
-        The names of the classes, in the order of their labels, and the pictures of each part.
+        The names of the classes, in the order of their labels, and the pictures of `train`, `test`
+        and `val`, as far as `parts` has them.
 
     Raises:
-        ListingError: A part has no pictures, a class has no training pictures, the folder of
-            another part lacks a class, or there is only one class.
+        ListingError: `train`, `test` or `val` has no pictures, a class has no training pictures,
+            the folder of `test` or `val` lacks a class, or there is only one class.
     """
     source, train = parts["train"]
     classes = in_order(train)

@@ -59,7 +59,7 @@ class PictureDataset(Files, ABC):
 
     @abstractmethod
     def sources(self, part: Part) -> Sequence[Source]:
-        """Return the files of the part `train` or `test`; `val` is later held out of `train`.
+        """Return the files of the training or test pictures; `val` is later held out of `train`.
 
         Raises:
             ConfigError: There are too few pictures.
@@ -120,7 +120,7 @@ class PictureDataset(Files, ABC):
         return {**divided}
 
     def _check_apart(self, parts: Iterable[Sequence[Source]]) -> None:
-        """Check that no file is in two parts, or twice in one part, for example through a link."""
+        """Check that no file occurs twice in the training and test pictures, also through links."""
         seen: dict[tuple[int, int], Path] = {}
         for sources in parts:
             for source in sources:

@@ -98,7 +98,10 @@ def _psnr(made: Bytes, wanted: Bytes, border: int) -> float | None:
 
 
 def captioned(found: Sequence[View]) -> Image.Image:
-    """Draw views in rows of two; each view is about half a page wide and below its caption."""
+    """Draw views in two columns, each below its caption.
+
+    An integer factor enlarges the views so that the drawing is about `PAGE_WIDTH` pixels wide.
+    """
     height, width = found[0].pixels.shape[:2]
     factor = max(1, round((PAGE_WIDTH - 3 * GAP) / 2 / width))
     size = text_size(2 * factor * width + 3 * GAP)

@@ -173,10 +173,11 @@ def _around(solid: NDArray[np.bool_]) -> tuple[slice, slice]:
 def _fits(
     owner: NDArray[np.int_], here: tuple[slice, slice], solid: NDArray[np.bool_], areas: list[int]
 ) -> bool:
-    """Return whether enough of each item is visible if a new item covers `owner[here][solid]`.
+    """Return whether enough of each item stays visible if a new item is painted in the box `here`.
 
-    `owner` [S, S] is the index of the item that each pixel shows, -1 for the background. `areas`
-    has the number of pixels of each item, covered ones included.
+    `solid` says which pixels of the box the new item covers. `owner` [S, S] is the index of the
+    item that each pixel shows, -1 for the background. `areas` has the number of pixels of each
+    item, covered ones included.
     """
     seen, lost = (
         np.bincount(pixels[pixels >= 0], minlength=len(areas))
@@ -194,7 +195,10 @@ def _common(one: tuple[float, ...], other: tuple[float, ...]) -> float:
 
 
 def _tint(random: RandomState, behind: Floats, cutout: Cutout) -> Floats:
-    """Return the first of 8 random colours with enough contrast, or else the best, float32 [3]."""
+    """Return a random colour, float32 [3], in which an item contrasts with the pixels behind it.
+
+    Of 8 random colours, return the first with enough contrast, or else the one with the most.
+    """
     weight = cutout.cover / cutout.cover.sum()
     ground = (behind * weight[..., None]).sum((0, 1))
     shade = float((_shade(cutout.grey) * weight).sum())

@@ -69,7 +69,7 @@ class DetectionDataset(Files, ABC):
 
     @abstractmethod
     def read(self, part: Part) -> Scenes:
-        """Return the pictures of a part and their objects, or raise ConfigError."""
+        """Return the training or test pictures and their objects, or raise ConfigError."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,7 +101,7 @@ class DetectionDataset(Files, ABC):
     def load(self) -> dict[str, Scenes]:
         """Return the splits `train` and `test`, and `val` if `val_fraction` is not 0.
 
-        They are equal in every run.
+        The run's seed has no effect on them.
         """
         return self._splits
 
@@ -121,7 +121,7 @@ class DetectionDataset(Files, ABC):
         return splits
 
     def _check_apart(self, parts: Mapping[Part, Scenes]) -> None:
-        """Check that no file is in two parts, or twice in a part (see `repeated`)."""
+        """Check that no file occurs twice in the training and test pictures (see `repeated`)."""
         files: dict[str, list[Path]] = {part: _files(parts[part]) for part in parts}
         for (part, number), (first_part, first) in repeated(files):
             file, earlier = files[part][number], files[first_part][first]

@@ -109,7 +109,7 @@ def drawn(
 def marks(
     scene: Scene, found: Detections, classes: Sequence[str], size: tuple[int, int], factor: int
 ) -> list[Mark]:
-    """Return the boxes to draw: found boxes in order of falling score, then all true boxes.
+    """Return the boxes to draw: found boxes, highest score first, then all true boxes.
 
     Found boxes are the best detections, up to `MOST_DETECTIONS`, with scores of `LEAST_SCORE` or
     more. `size` is width and height, in pixels, of the picture after its enlargement by `factor`.
