@@ -49,9 +49,10 @@ def constructor(seed: int, group: str) -> int:
 
 
 def watching(seed: int, module: int, step: int) -> int:
-    """Return the seed for the method `see` of a local loss, which gets a later unit's weights.
+    """Return the seed for random numbers in `Criterion.see`, the method of a local loss.
 
-    `module` is the module that the loss trains. The weights are those after `step` optimizer steps.
+    `module` is the module that the loss trains. `see` gets a later unit's weights, as they were
+    after `step` optimizer steps.
     """
     return _seed("watching", seed, module, step, 0)
 

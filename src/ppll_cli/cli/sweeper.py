@@ -236,7 +236,7 @@ def _check_new(folder: Path, names: Sequence[str | None]) -> None:
 
 
 def _check_options(folder: Path, number: int, config: DictConfig) -> None:
-    """Refuse a job whose record chooses an option such as `../NAME`: Hydra would read that file."""
+    """Refuse a recorded job with an option such as `../NAME`, which names a file elsewhere."""
     for group, name in config.hydra.runtime.choices.items():
         if name is not None and not OPTION.fullmatch(str(name)):
             problem = f"job {number} of this sweep has {group}={name}, which is not an option"
@@ -246,9 +246,10 @@ def _check_options(folder: Path, number: int, config: DictConfig) -> None:
 def _classes(
     jobs: Sequence[Sequence[str]], configs: Sequence[DictConfig]
 ) -> Mapping[str, list[str]]:
-    """Return, by key, the classes that the command to resume this sweep must name.
+    """Return the classes that the command to resume this sweep must repeat, by key.
 
-    A record alone does not make the program import a class of the user's.
+    They are named by overrides of jobs or by presets. For safety, a resumed sweep imports a user's
+    class only if the command line names it.
     """
     found: dict[str, list[str]] = {}
     for overrides, config in zip(jobs, configs, strict=True):

@@ -46,13 +46,13 @@ class EvaluationBatch:
 
 @dataclass(frozen=True)
 class Version:
-    """Identifies the weights in a message by the number of optimizer steps done before.
+    """Identifies the weights in a message by the number of optimizer steps that led to them.
 
     Only losses of earlier modules read weights from messages. The headers of these messages have a
     `Version`; the headers of other messages have an `Item`.
     """
 
-    steps: int  # number of optimizer steps before this version; 0 or less for the initial weights
+    steps: int  # 0 or less for the initial weights
 
 
 Item = TrainBatch | EvaluationBatch | Mark
@@ -116,7 +116,7 @@ class Course:
 
     @property
     def segment(self) -> int:
-        """Usual number of successive training batches without an evaluation or checkpoint."""
+        """Typical number of training batches between an evaluation or checkpoint and the next."""
         return min(self.steps_per_epoch, self.checkpoint_every or self.steps_per_epoch)
 
     def batch_sizes(self) -> list[int]:

@@ -54,9 +54,9 @@ class Seat(NamedTuple):
 class Job:
     """Everything that a worker needs to know about the run.
 
-    An option that the user did not set can be None in `settings`. The program's choice for it is in
-    another field or in the property `threads`. `local` has the options of the local method,
-    including the defaults of its feature bank.
+    `settings` has what the user set. Some options may be None there, for example `gpus` and
+    `threads`; then `devices` and the property `threads` have the values that the program chose.
+    `local` has the options of the local method, including the defaults of its feature bank.
 
     A stage takes a snapshot after at most `snapshot_every` messages on a channel; 0 means that no
     worker is restarted.
@@ -268,7 +268,7 @@ class Job:
 
     @cached_property
     def _most_batches(self) -> int:
-        """The larger of two maxima: micro-batches of a batch, evaluation batches run together."""
+        """Largest number of micro-batches of a batch, or of evaluation batches run together."""
         return max(self.microbatch_counts() | self.course.evaluation_counts())
 
     def crossing(self) -> dict[tuple[int, int], set[str]]:

@@ -143,7 +143,7 @@ Pulse._fields_ = [(name, _IN_C[kind]) for name, kind in Pulse.__annotations__.it
 
 
 class Watchdog:
-    """Checks the timestamps of all workers; the parent uses it."""
+    """Finds workers that hang or are stopped. Their parent process uses it."""
 
     def __init__(self, pulses: Sequence[Pulse]) -> None:
         self._pulses = pulses

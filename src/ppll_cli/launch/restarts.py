@@ -169,7 +169,7 @@ class RestartLog:
                 each.update(ended_s=ended_s, seconds=seconds)
 
     def marked(self, looks: Sequence[Look]) -> list[Look]:
-        """Return the workers' states, with `restarts` set to whether a worker is restarting."""
+        """Return `looks`, the workers' states, with `restarts` True for workers that restart."""
         # The display calls this in its own thread, so read a copy of the list.
         now = {_seat(each) for each in list(self._reports) if each["ended_s"] is None}
         seats = zip(self._job.seats, looks, strict=True)

@@ -72,9 +72,12 @@ class RecordedSweep:
     def arguments(self, overrides: Sequence[str]) -> list[str]:
         """Return the overrides for Hydra that apply to all jobs of the sweep.
 
+        `overrides` are those of the command line. If some of them configure Hydra's launcher, they
+        replace the launcher's settings in `sweep.json`.
+
         Raises:
-            ConfigError: `sweep.json` has a setting of Hydra's launcher that could run a command,
-                and `overrides` do not repeat it.
+            ConfigError: A launcher's setting from `sweep.json` would be used, but it could run a
+                command.
         """
         given = [o for o in parsed(overrides) if re.match(r"(hydra|tracker)\b", o.key_or_group)]
         again = any(LAUNCHER.match(override.key_or_group) for override in given)
@@ -91,10 +94,14 @@ class RecordedSweep:
         choices: Mapping[str, str],
         overrides: Sequence[str],
     ) -> tuple[Recorded | None, dict[str, Any], dict[str, str]]:
-        """Return how to resume a job, or how to start it if it has not begun.
+        """Return what is needed to resume a job, or to start it if it has not begun.
 
-        The result has the record of the run to be resumed (None if the job has not begun), the
-        configuration, and the option of each group. Hydra must be initialized.
+        `config` and `choices` are what Hydra composed for the job, `choices` with the option of
+        each group. `overrides` are those of the command line. Hydra must be initialized.
+
+        Returns:
+            The record of the run to be resumed (None if the job has not begun), the configuration
+                to use, and the option of each group.
 
         Raises:
             ConfigError: The job's record is damaged, or the job needs a user's class that no
@@ -161,7 +168,7 @@ def inside(name: str) -> bool:
 
 
 def is_plain(override: Override) -> bool:
-    """Return whether a setting is null, a number or a word, which a launcher cannot execute."""
+    """Return whether a launcher's setting is harmless: null, a number or a word."""
     value = override.value()
     if override.key_or_group.endswith("_target_") or override.is_sweep_override():
         return False
@@ -193,7 +200,10 @@ def _check_launcher(overrides: Sequence[str]) -> None:
 
 
 def _for_job(overrides: Sequence[str], config: Mapping[str, Any]) -> list[str]:
-    """Return the overrides that set the tracker, or name the same class as the job's config."""
+    """Return the command line's overrides that a job needs.
+
+    They set the tracker, or permit a class that the job's `config` names.
+    """
     found = []
     for override in parsed(overrides):
         key, value = override.key_or_group, override.value()

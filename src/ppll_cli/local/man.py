@@ -35,12 +35,11 @@ class MAN(LocalMethod):
     BatchNorm in both copies uses the batch's statistics in training, and its own running statistics
     in evaluation.
 
-    All this follows the authors' code, which trains the modules one after the other, updates the
-    average after each module, and steps the optimizer once after all modules. So the average that
-    batch b reads was updated during batch b - 1, before the optimizer step of that batch. Its
-    newest weights come from the step of batch b - 2: a lag of 2. Here the average is updated
-    directly before the forward pass. Other lags are our extension. If the next unit is the model's
-    head, the local loss reads x (our choice).
+    All this follows the authors' code. In each batch, this code trains the modules one after the
+    other, updates the average after each module, and then makes one optimizer step. So in batch b
+    the average was last updated in batch b - 1, with weights from the optimizer step of batch
+    b - 2: a lag of 2. Here the average is updated directly before the forward pass. Other lags are
+    our extension. If the next unit is the model's head, the local loss reads x (our choice).
 
     Attributes:
         loss: The loss that reads y, for classification only: a detector has its task's loss.
@@ -85,7 +84,7 @@ class MAN(LocalMethod):
         return MomentumCriterion(mixture, base, watch)
 
     def infopro_weights(self, site: Site) -> list[float] | None:
-        """Return default weights of the loss; None means `InfoPro`'s own defaults (our choice)."""
+        """Return the default `weights`; None means the defaults of `InfoPro` (our choice)."""
         return None
 
     def _base(self, y_site: Site, site: Site) -> Criterion:
@@ -151,14 +150,14 @@ class MANPlus(MAN):
     scaled = True
 
     def infopro_weights(self, site: Site) -> list[float] | None:
-        """Return [l1, l2, l1, l2], with l1 = 5 (1 - r) and l2 = 0.5 (1 - r).
+        """Return the default weights of InfoPro's loss: l1 = 5 (1 - r) and l2 = 0.5 (1 - r).
 
-        Here r = stage / max(K - 2, stages). K is the number of modules, `stages` the number of
-        resolution stages, and `stage` the index (from 0) of the one in which the module ends. The
-        authors' code divides by K - 2; the maximum keeps l1 and l2 above 0 (our choice).
+        r = i / max(K - 2, S), where K is the number of modules, and S the number of resolution
+        stages. The module ends in resolution stage i, counted from 0. The authors' code divides by
+        K - 2; the maximum keeps l1 and l2 above 0 (our choice).
 
-        `InfoPro` interpolates between two pairs (l1, l2), those of the first and the last auxiliary
-        network. Both pairs are equal here, so it uses this l1 and l2 for the module.
+        The result is [l1, l2, l1, l2]: `InfoPro` interpolates between the weights of the first and
+        of the last auxiliary network, which are equal here.
         """
         shapes = [spec.shape for spec in site.features[:-1]]
         changes = [one != other for one, other in pairwise(shapes)]
@@ -201,7 +200,7 @@ class Mixture(nn.Module):
 class MomentumCriterion(Criterion):
     """A local loss, `base`, that reads the output of a `Mixture` instead of the module's features.
 
-    `watch` names the unit whose weights the averages in the mixture follow; None if the unit has no
+    `watch` names the unit whose weights the averaged network follows; None if this unit has no
     weights.
     """
 

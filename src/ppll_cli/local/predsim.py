@@ -98,9 +98,9 @@ def similarities(vectors: Tensor) -> Tensor:
 def pool_kernel(height: int, width: int, positions: int) -> tuple[int, int]:
     """Return height and width of a pool's windows, so that at most `positions` windows cover a map.
 
-    A window begins as one pixel of the map of `height` x `width` pixels. While there are too many
-    windows, it is doubled in the direction with more windows (in height, if the numbers are equal).
-    If `positions` is below 1, one window covers the whole map.
+    The map has `height` x `width` pixels. At first a window is one pixel. While this gives too many
+    windows, their height is doubled if there are at least as many rows of windows as columns, else
+    their width. If `positions` is below 1, one window covers the whole map.
     """
     kernel_height = kernel_width = 1
     while True:

@@ -82,7 +82,7 @@ def picture(path: Path, comparison: Comparison) -> bool:
 
 
 def _places(wrapped: Sequence[str]) -> tuple[list[float], float]:
-    """Return the middle of each label, and the lower end of the panels, in inches from the top."""
+    """Return the heights of the labels' middles and of the panels' end, in inches from the top."""
     places, end = [], GAP_INCHES / 2
     for text in wrapped:
         high = LINE_INCHES * (1 + text.count("\n")) + GAP_INCHES
@@ -166,7 +166,10 @@ def _marks(axes: "Axes", place: float, group: Group, measure: Measure, scale: fl
 def _values(
     axes: "Axes", shown: Sequence[Drawn], places: Sequence[float], key: str, unit: str
 ) -> None:
-    """Write each group's text (see `cell`) at the right edge; widen the axis to make room."""
+    """Write each group's value (see `cell`) at the right edge of a panel; widen the panel's axis.
+
+    `places` has the height of each group's value, in inches from the top.
+    """
     texts = [cell(each.group, key, unit=unit, counted=False) or "unknown" for each in shown]
     share = min(0.65, max(map(len, texts)) * CHARACTER_INCHES / PANEL_INCHES)
     low, high = axes.get_xlim()
@@ -186,7 +189,7 @@ def _memory(row: Row) -> float | None:
 
 
 def _stages(group: Group) -> list[float]:
-    """Return the mean peak memory of each stage over a group's averaged runs, in MB."""
+    """Return the peak memory of each stage in MB, as the mean over `group.averaged`."""
     sizes = zip_longest(*(row.stage_bytes for row in group.averaged))
     return [fmean(size for size in stage if size is not None) / 1e6 for stage in sizes]
 

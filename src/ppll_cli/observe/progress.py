@@ -50,11 +50,13 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class StageNow:
-    """A worker of a stage at one moment; `memory_bytes` and `restarts` are as in `Look`.
+    """What users see of a worker at one moment.
 
     Attributes:
         shares: Fractions of the worker's recent time, by the keys of `FRACTIONS`; None until known.
         queued: Messages that were sent to the worker and not received yet.
+        memory_bytes: Memory that the worker uses; None if unknown.
+        restarts: Whether the worker has failed and is being started again.
     """
 
     shares: Mapping[str, float] | None

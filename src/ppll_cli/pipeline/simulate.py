@@ -195,7 +195,7 @@ def _deadlock(stages: Sequence[_Stage], channel: Callable[[Channel], _Channel]) 
 
 
 def peak_live(stream: Iterable[Instruction]) -> int:
-    """Return how many of a stage's forwards wait for their backward at the same time, at most.
+    """Return the largest number of a stage's forwards that wait for their backward at one time.
 
     In an evaluation, a forward waits for `Measure`, the instruction that computes its loss.
     """

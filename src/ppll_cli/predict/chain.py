@@ -151,8 +151,8 @@ class Chain:
         """Run the forward passes, and return the bytes that each unit leaves in memory.
 
         These bytes are the unit's outputs and the tensors that autograd saves, without parameters,
-        buffers and inputs. A storage that several tensors share counts only one time. With
-        recomputation, only outputs stay in memory.
+        buffers and inputs. A storage that several tensors share counts once. With recomputation,
+        only outputs stay in memory.
         """
         values: dict[str, Tensor] = {}
         sizes, numerics = [], self.work.setup.numerics

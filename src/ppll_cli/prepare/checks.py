@@ -155,10 +155,10 @@ def _check_equal(
 
 
 def _check_averages(job: Job) -> None:
-    """Refuse a schedule under which two replicas would average their chunks in different orders.
+    """Refuse a schedule with which replicas average the gradients of chunks in different orders.
 
-    Replicas may have different numbers of micro-batches, on which a schedule's order may depend.
-    But all replicas of a stage must average the same chunk at the same time.
+    All replicas of a stage must average the gradients of the same chunk at the same time. But they
+    may have different numbers of micro-batches, on which a schedule's order may depend.
     """
     for samples in {*job.course.batch_sizes()}:
         counts = sorted({len(job.microbatches(samples, each)) for each in range(job.replicas)})
@@ -215,8 +215,8 @@ def _check_inputs(job: Job, subject: Subject) -> None:
 def check_batch_norm(job: Job, units: Sequence[Cost], auxiliary: Sequence[Cost]) -> None:
     """Refuse to train BatchNorm on a single value per channel, which torch cannot do.
 
-    With synchronised BatchNorm, replicas wait for each other in each micro-batch. So this function
-    then refuses a batch that they would split into different numbers of micro-batches.
+    Synchronised BatchNorm has no such problem, but replicas then wait for each other in each
+    micro-batch. So with it, refuse a batch that gives replicas different numbers of micro-batches.
     """
     if job.settings.sync_batchnorm and job.replicas > 1:
         _check_equal_counts(job)

@@ -54,14 +54,15 @@ def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor, forced: bool = True)
     This is torchvision's Matcher with low-quality matches, written so that no tensor's shape
     depends on values in tensors. The overlap of an anchor and a box is their intersection over
     union. An anchor is matched to the box that it overlaps most, if the overlap is at least
-    `FOUND_FROM`. If `forced`, the best anchor of each box, the one with the largest overlap, is
-    matched at any overlap above 0.
+    `FOUND_FROM`. If `forced`, any overlap above 0 is enough for the best anchor of a box, which
+    is the anchor with the largest overlap with this box.
 
     Boxes are float [..., N, 4] and anchors float [..., A, 4], where `...` is empty or the batch
     dimension. `wanted`, bool [..., N], says which boxes may be matched.
 
     Returns:
-        For each anchor the index of its box, `BACKGROUND` or `BETWEEN`, int64 [..., A].
+        For each anchor, int64 [..., A]: the index of its box; or `BACKGROUND`; or `BETWEEN` if the
+            loss leaves out the anchor.
     """
     overlaps = torch.where(wanted[..., None], _overlaps(boxes, anchors), -1.0)
     most, which = overlaps.max(dim=-2)

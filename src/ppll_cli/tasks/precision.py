@@ -124,10 +124,10 @@ def _voc(rows: Tensor, classes: int) -> tuple[float, float]:
 def _curve(there: Tensor, found: Tensor, total: int) -> tuple[Floats, Floats]:
     """Return recall and precision of a class after each detection, highest score first.
 
-    As in VOC's own code, a detection is compared with the box that it overlaps most. The detection
-    is right if the overlap is at least 0.5 and no detection with a higher score has matched this
-    box. A detection that matches an ignored box is not counted. Unlike in VOC's code, coordinates
-    are edges of pixels, not indices of pixels.
+    As in VOC's own code, a detection can match only the true box that it overlaps most. It is right
+    if this overlap is at least 0.5, and if no detection with a higher score has matched this box. A
+    detection that matches an ignored box is not counted. Unlike in VOC's code, coordinates are
+    edges of pixels, not indices of pixels.
     """
     of_picture: dict[float, list[int]] = defaultdict(list)
     for index, picture in enumerate(there[:, 1].tolist()):

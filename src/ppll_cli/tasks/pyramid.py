@@ -82,7 +82,7 @@ class Anchors(nn.Module):
 
 @dataclass(frozen=True)
 class HeadStyle:
-    """The settings of a model's head that heads of auxiliary networks share."""
+    """Settings that a detector's own head and its local heads have in common."""
 
     width: int  # number of channels, W
     classes: int  # number of classes, C

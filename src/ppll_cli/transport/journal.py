@@ -1,7 +1,8 @@
 """The transport of a run whose stages can be restarted: a ring that keeps messages for a restart.
 
 The whole state of a channel is in memory that the parent shares with both ends: the tensors, the
-headers, and two counters. So if a worker dies at any moment, a new worker can continue at its end::
+headers, and two counters. So if a worker dies at any moment, a new worker can send or receive the
+next messages in its place::
 
     freed                  received                sent
       |    kept for replay    |   waiting to be read  |   free
@@ -82,10 +83,11 @@ class _WakeUp:
 
 
 class _End:
-    """The common base of sender and receiver. `position` counts messages since the run's start.
+    """Base class of sender and receiver. `position` counts messages since the run's start.
 
-    The channel's memory has all slots, then the counters, then a head for each slot: the header and
-    the layout of its message. The counters take `head` bytes, and so does each head.
+    The channel's memory has first the slots, then the counters, then a head for each slot: the
+    header and the layout of the message in the slot. `head` is the number of bytes of each head,
+    and also of the counters.
     """
 
     def __init__(self, slots: Slots, head: int, wakeup: _WakeUp, device: str) -> None:
@@ -102,7 +104,7 @@ class _End:
         return _Counters.from_address(self._address(0))
 
     def _address(self, number: int) -> int:
-        """Return the address of the counters if `number` is 0, else of head `number` - 1."""
+        """Return the address of the counters (`number` 0), or of the head of slot `number` - 1."""
         memory, slots = self._slots.memory.tensor, self._slots
         assert memory is not None
         return memory.data_ptr() + slots.count * slots.size + number * self._head_bytes

@@ -139,7 +139,7 @@ class Norms:
         self._vector, self._total = received.clone(), None
 
     def add(self) -> None:
-        """Write the squared norms of the stage's units that have gradients."""
+        """Write the squared norms of this stage's units, except units without gradients."""
         self._total = None
         for chunk in self._chunks:
             for index, parameters in zip(chunk.place.units, chunk.unit_parameters, strict=True):

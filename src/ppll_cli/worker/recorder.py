@@ -68,7 +68,7 @@ class _Queued(NamedTuple):
         kind: The kind of time, from `progress.KINDS`; None for a segment.
         instruction: The instruction; None for a wait or a segment.
         first, last: The moments when the interval began and ended (see `Clock`).
-        step: Number of optimizer steps done before the (last) batch of the interval.
+        step: Number of optimizer steps done before the interval's batch, or a segment's last batch.
         since: The moment when the counted part of the segment began.
         trace: The trace to which the interval is added; None if it is not traced.
     """

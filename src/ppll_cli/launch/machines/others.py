@@ -54,7 +54,7 @@ class Seen:
 
 
 class Leader:
-    """The part of machine 0's launcher that communicates with the launchers of other machines.
+    """The part of the leader (see the module) that communicates with the followers.
 
     `stop` is the flag that stops this machine's workers. `away` has the workers of other machines.
     """
@@ -66,7 +66,7 @@ class Leader:
         self._waiting: dict[Seat, deque[tuple[Report, Event | None]]] = defaultdict(deque)
 
     def pass_on(self, report: Report) -> bool:
-        """Return False: machine 0's launcher itself handles the report."""
+        """Do nothing, and return False: the leader handles the reports of its workers itself."""
         return False
 
     def handle_messages(self, handle: Callable[[Seen, Report], None]) -> Iterator[Report]:
@@ -109,8 +109,8 @@ class Leader:
         """Wait for failures on other machines, and return the cause of all failures.
 
         Raises:
-            RunFailedError: Another launcher failed, and all `failures` are lost connections, which
-                it caused.
+            RunFailedError: Another launcher failed, and caused all `failures`, which are lost
+                connections.
         """
         until_s = time.monotonic() + HEARING_S
         while time.monotonic() < until_s and not any(map(_raised_nothing, failures)):
@@ -140,7 +140,7 @@ class Leader:
         return parcels.take(report["file"], folder)
 
     def _handle_arrived(self, seen: Seen, handle: Callable[[Seen, Report], None]) -> None:
-        """Handle the reports of a worker in order, until one whose file has not arrived yet."""
+        """Handle a worker's reports in order; stop at a report whose file has not arrived yet."""
         waiting = self._waiting[seen.seat]
         while waiting and ((there := waiting[0][1]) is None or there.is_set()):
             handle(seen, waiting.popleft()[0])
@@ -152,10 +152,10 @@ class Leader:
 
 
 class Follower:
-    """The part of any other machine's launcher that communicates with machine 0's launcher.
+    """The part of a follower (see the module) that communicates with the leader.
 
-    `ended` is machine 0's message that ends the job. `away` is empty, because only machine 0
-    watches the workers of other machines.
+    `ended` is the leader's message that ends the job; None before. `away` is empty, because only
+    the leader watches workers of other machines.
     """
 
     def __init__(self, fleet: Fleet, job: Job, stop: StopFlag) -> None:
