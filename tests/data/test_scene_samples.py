@@ -129,7 +129,7 @@ def test_the_legend_says_that_nothing_was_found() -> None:
     drawn_marks = marks(scene, found, CLASSES, (640, 640), 10)
     assert not any(mark.found for mark in drawn_marks)
     placed = with_places(drawn_marks, (640, 640), font_of(14), 14)
-    assert (None, f"found: nothing above {LEAST_SCORE:g}") in legend(placed)
+    assert (None, f"no box found with score {LEAST_SCORE:g} or more") in legend(placed)
     with_words = np.array(drawn(scene, found, CLASSES))
     band = with_words[640:]
     assert (band[-1] == 255).all()

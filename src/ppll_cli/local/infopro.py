@@ -236,7 +236,8 @@ def contrastive_loss(vectors: Tensor, shares: Tensor, temperature: float) -> Ten
 
     For mixed images, both means are weighted (our choice). Let w(a, b) be the dot product of the
     class shares of two samples. The loss of sample a weights each other sample b by w(a, b). The
-    mean over samples weights sample a by the sum of w(a, b) over all b, but at most by 1.
+    mean over samples weights sample a by the sum of w(a, b) over all b, but at most by 1. It
+    divides by the sum of these weights, but at least by 1.
 
     `vectors`, float [B, D], have length 1; `shares` are float [B, classes]. The result is float32.
     """

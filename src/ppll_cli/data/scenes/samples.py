@@ -154,7 +154,7 @@ def legend(placed: Sequence[Mark], truth: bool = True) -> list[tuple[Colours | N
     if any(mark.found for mark in placed):
         lines.append((FOUND, f"found box, with class and score ({LEAST_SCORE:g} or more)"))
     else:
-        lines.append((None, f"found: nothing above {LEAST_SCORE:g}"))
+        lines.append((None, f"no box found with score {LEAST_SCORE:g} or more"))
     if missing := sum(mark.place is None for mark in placed):
         lines.append((None, f"no room for {missing} label{'' if missing == 1 else 's'}"))
     return lines
