@@ -111,7 +111,7 @@ def _main(arguments: list[str]) -> None:
 
 
 def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) -> None:
-    """Run the launcher of this machine in a run on several machines.
+    """Take part in a run on several machines, as the launcher of this machine.
 
     The launcher of machine 0 composes the configuration, and tells the other launchers what to do.
     """

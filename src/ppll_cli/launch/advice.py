@@ -77,9 +77,9 @@ def resume_command(
 
 
 def how_to_train_longer(settings: Settings, job: Job) -> str:
-    """Return what the user can do to train a complete run for more steps.
+    """Return what the user can do so that a finished run trains for more steps.
 
-    `job` is the job of the resumed run, so `job.start` is the number of steps done.
+    `job` belongs to the resumed run, so `job.start` is the number of steps done.
     """
     epochs = settings.epochs * job.course.steps_per_epoch
     if job.start < epochs:

@@ -198,10 +198,9 @@ class Mixture(nn.Module):
 
 
 class MomentumCriterion(Criterion):
-    """A local loss, `base`, that reads the output of a `Mixture` instead of the module's features.
+    """The local loss `base`, computed from the output of a `Mixture` instead of the features.
 
-    `watch` names the unit whose weights the averaged network follows; None if this unit has no
-    weights.
+    `watch` names the unit whose weights the mixture averages; None if this unit has no weights.
     """
 
     def __init__(self, mixture: Mixture, base: Criterion, watch: Watch | None) -> None:

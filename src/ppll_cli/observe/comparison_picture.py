@@ -189,7 +189,7 @@ def _memory(row: Row) -> float | None:
 
 
 def _stages(group: Group) -> list[float]:
-    """Return the peak memory of each stage in MB, as the mean over `group.averaged`."""
+    """Return the peak memory of each stage in MB, as the mean over the averaged runs."""
     sizes = zip_longest(*(row.stage_bytes for row in group.averaged))
     return [fmean(size for size in stage if size is not None) / 1e6 for stage in sizes]
 

@@ -1,4 +1,4 @@
-"""Passes: functions that complete a schedule's instructions, for example with sends and receives.
+"""Passes: functions that add instructions to those of a schedule, for example sends and receives.
 
 A schedule decides the order in which a stage computes. Each pass has one purpose, and works in the
 same way for every schedule. `training` and `evaluation` run the passes in the right order.

@@ -104,7 +104,10 @@ class _End:
         return _Counters.from_address(self._address(0))
 
     def _address(self, number: int) -> int:
-        """Return the address of the counters (`number` 0), or of the head of slot `number` - 1."""
+        """Return the address of the counters if `number` is 0, or of the head of a slot.
+
+        Number 1 stands for the head of slot 0, number 2 for that of slot 1, and so on.
+        """
         memory, slots = self._slots.memory.tensor, self._slots
         assert memory is not None
         return memory.data_ptr() + slots.count * slots.size + number * self._head_bytes
@@ -253,7 +256,7 @@ class JournalReceiver(_End):
 
 
 class JournalTransport(RingTransport):
-    """Channels that can keep a message until the receiving stage has taken a later snapshot."""
+    """Channels that can keep a message until the receiving stage has saved a snapshot after it."""
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
         """Return why shared memory has no room for all slots (`size` bytes); None if it has."""

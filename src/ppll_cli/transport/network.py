@@ -7,8 +7,8 @@ requests it. So the sender waits for a slow receiver (backpressure).
 
 Before the first message, the sender sends a schema: a text that describes the tensors of all
 messages. The receiver compares it with its own schema. Each message consists of a head and of the
-bytes of the tensors. The head is JSON; it has the message's header, and the shapes and dtypes of
-the tensors, so the receiver knows the number of bytes.
+bytes of the tensors. The head is JSON with the message's `Header` and the shapes and dtypes of the
+tensors, so the receiver knows the number of bytes.
 
 gloo sends head and bytes together from host memory, which is pinned if the worker is on CUDA. With
 NCCL, gloo sends only the head, and then NCCL sends the bytes from device memory to device memory. A

@@ -32,7 +32,7 @@ def unchanged(tensors: Mapping[str, Tensor], code: str) -> Iterator[None]:
     """Raise an error if the `with` body changes one of the tensors in place.
 
     Other modules on this stage read the same tensors; modules on other stages read copies. So a
-    change would make results depend on the modules' stages. `code` names the body in the error.
+    change would make results depend on the modules' stages. The error calls the body `code`.
 
     Raises:
         RuntimeError: A tensor was changed.
