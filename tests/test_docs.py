@@ -31,13 +31,15 @@ def sections(page: str) -> dict[str, str]:
 
 
 METHOD, LANGUAGE = "A method of your own", "A language model"
+TRANSFORMS = "Transforms of your own"
 EXTENSIONS = sections("extend.md") | sections("watching.md") | sections("language_model.md")
 EXTENSIONS |= {METHOD: sections("local_learning.md")[METHOD]}
+EXTENSIONS |= {TRANSFORMS: sections("data.md")[TRANSFORMS]}
 
 
 def test_the_page_has_an_example_of_each_extension() -> None:
     watching = "A local method that watches a later unit"
-    own = ["A model", "A data set", "A schedule", watching, LANGUAGE, METHOD]
+    own = ["A model", "A data set", "A schedule", watching, LANGUAGE, METHOD, TRANSFORMS]
     assert list(EXTENSIONS) == own
 
 
@@ -75,7 +77,7 @@ def test_every_example_of_an_extension_trains(
     if metric == "perplexity":
         assert 1 < float(value) < 16
     else:
-        assert float(value) > {"A data set": 0.9}.get(section, 0.2)
+        assert float(value) > {"A data set": 0.9, TRANSFORMS: 0.9}.get(section, 0.2)
 
 
 COMMANDS = [

@@ -57,6 +57,16 @@ def watching(seed: int, module: int, step: int) -> int:
     return _seed("watching", seed, module, step, 0)
 
 
+def training_batch(seed: int, epoch: int, batch: int) -> int:
+    """Return the seed for what a data set draws from global generators for a training batch."""
+    return _seed("training batch", seed, epoch, batch)
+
+
+def evaluation_batch(split: str, batch: int) -> int:
+    """Return the seed for what a data set draws from global generators for an evaluation batch."""
+    return _seed("evaluation batch", split, batch)
+
+
 def sample_order(seed: int, epoch: int) -> int:
     """Return the seed for the order of the training samples in an epoch."""
     return _seed("sample order", seed, epoch)

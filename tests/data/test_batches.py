@@ -1,14 +1,17 @@
+import random
 import threading
 from collections.abc import Callable
 from queue import Queue
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from ppll_cli.data.batches import Ahead, Batches, steps_per_epoch
+from ppll_cli.data.batches import Ahead, Batches, generator_of, steps_per_epoch
 from ppll_cli.data.synthetic import Synthetic
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.random_states import random_states
 from tests.no_waiting import DEVICE, NoWaiting
 
 Options = Callable[..., dict[str, Any]]
@@ -146,7 +149,7 @@ def test_making_a_batch_never_waits_for_the_device(
 def test_batches_made_in_advance_are_the_same(
     make: Callable[..., Batches], start: tuple[int, int]
 ) -> None:
-    plain, ahead = make(**AUGMENTED), Ahead(make(**AUGMENTED), threads=1)
+    plain, ahead = make(**AUGMENTED), Ahead(make(**AUGMENTED), threads=1, seed=0)
     steps = [divmod(step, 4) for step in range(4 * start[0] + start[1], 14)]
     for epoch, batch in steps:
         expected, found = plain.train(epoch, batch), ahead.train(epoch, batch)
@@ -167,7 +170,7 @@ def test_the_next_batch_is_made_in_advance(
         return plain(epoch, batch)
 
     monkeypatch.setattr(batches, "train", train)
-    ahead = Ahead(batches, threads=1)
+    ahead = Ahead(batches, threads=1, seed=0)
     for batch in range(batches.steps_per_epoch):
         ahead.train(0, batch)
     seen = [made.get(timeout=30) for _ in range(batches.steps_per_epoch + 1)]
@@ -187,8 +190,97 @@ def test_an_error_in_advance_is_raised_when_the_batch_is_requested(
         return plain(epoch, batch)
 
     monkeypatch.setattr(batches, "train", train)
-    ahead = Ahead(batches, threads=1)
+    ahead = Ahead(batches, threads=1, seed=0)
     ahead.train(0, 0)
     ahead.train(0, 1)
     with pytest.raises(OSError, match="the file is gone"):
         ahead.train(0, 2)
+
+
+class Noise:
+    """Makes batches of one random number."""
+
+    steps_per_epoch = 3
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        self.draw, self.made = draw, 0
+
+    def train(self, epoch: int, batch: int) -> dict[str, torch.Tensor]:
+        self.made += 1
+        return {"x": torch.tensor([self.draw()], dtype=torch.float64)}
+
+    def evaluation(self, split: str, batch: int, size: int) -> dict[str, torch.Tensor]:
+        return self.train(0, 0)
+
+
+DRAWS = pytest.mark.parametrize(
+    ("draw", "library"),
+    [
+        (lambda: float(torch.rand(())), "torch"),
+        (lambda: float(np.random.rand()), "numpy.random"),
+        (random.random, "random"),
+    ],
+    ids=["torch", "numpy", "random"],
+)
+
+
+@DRAWS
+def test_batches_with_global_random_numbers_depend_only_on_the_seed_and_their_number(
+    draw: Callable[[], float], library: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def numbers(seed: int, first: int) -> list[float]:
+        ahead, found = Ahead(Noise(draw), threads=1, seed=seed), []
+        for step in range(first, 7):
+            found.append(ahead.train(*divmod(step, 3))["x"].item())
+            draw()  # as a network does
+        return found
+
+    once = numbers(0, 0)
+    (warning,) = caplog.messages
+    assert f"from the global generator of {library}, which" in warning
+    assert len(set(once)) == 7
+    assert numbers(0, 0) == once
+    assert numbers(0, 4) == once[4:]
+    assert not set(numbers(1, 0)) & set(once)
+
+
+@DRAWS
+def test_a_batch_with_global_random_numbers_is_made_while_the_caller_waits(
+    draw: Callable[[], float], library: str
+) -> None:
+    noise = Noise(draw)
+    ahead, states = Ahead(noise, threads=1, seed=0), (torch.get_rng_state(), random_states())
+    for batch in range(3):
+        ahead.train(0, batch)
+        assert noise.made == batch + 1
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random_states() == states[1]
+
+
+@DRAWS
+def test_evaluation_batches_do_not_depend_on_earlier_random_numbers(
+    draw: Callable[[], float], library: str
+) -> None:
+    def numbers(seed: int) -> list[float]:
+        draw()
+        ahead = Ahead(Noise(draw), threads=1, seed=seed)
+        return [
+            ahead.evaluation(split, n, 4)["x"].item() for split in ("val", "test") for n in (0, 1)
+        ]
+
+    assert numbers(0) == numbers(1)
+    assert len(set(numbers(0))) == 4
+
+
+def test_a_generator_of_its_own_needs_no_waiting(caplog: pytest.LogCaptureFixture) -> None:
+    begun = Queue[None]()
+
+    def draw() -> float:
+        begun.put(None)
+        return float(torch.rand((), generator=generator_of(1)))
+
+    ahead = Ahead(Noise(draw), threads=1, seed=0)
+    ahead.train(0, 0)
+    for _ in range(2):  # the second batch too, though nobody has asked for it
+        begun.get(timeout=30)
+    assert not caplog.messages

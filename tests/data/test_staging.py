@@ -131,7 +131,7 @@ def test_a_batch_is_made_on_its_own_stream_and_handed_over(monkeypatch: pytest.M
     """
     cuda = FakeCuda()
     monkeypatch.setattr(staging, "torch", SimpleNamespace(cuda=cuda))
-    made = Ahead(OneBatch(cuda), threads=torch.get_num_threads(), device=CUDA).train(0, 0)
+    made = Ahead(OneBatch(cuda), torch.get_num_threads(), 0, CUDA).train(0, 0)
     assert made.keys() == {"x", "host"}
     assert cuda.log == [
         "main: side waits for main stream",
@@ -162,7 +162,7 @@ def test_batches_on_cuda_do_not_wait_and_equal_those_on_the_cpu(options: Options
     device = torch.device("cuda", 0)
     plain = dataset.batches(dataset.load(), 64, 0, torch.device("cpu"))
     on_cuda = dataset.batches(dataset.load(), 64, 0, device)
-    ahead, sums = Ahead(on_cuda, 1, device), []
+    ahead, sums = Ahead(on_cuda, 1, 0, device), []
     ahead.train(0, 0)
     torch.cuda.synchronize(device)
     torch.cuda.set_sync_debug_mode("error")

@@ -3,12 +3,13 @@
 Batch b of epoch e depends only on (seed, e, b). Legend: B batch, C channels, H height, W width.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,12 +20,20 @@ from ppll_cli.data.classified import Classified
 from ppll_cli.data.files import Files
 from ppll_cli.data.mixing import mixed, unmixed
 from ppll_cli.data.randaugment import rand_augment
-from ppll_cli.data.repeatable import checked_draws
 from ppll_cli.data.source import BatchMaker
 from ppll_cli.data.staging import CPU, SideStream, to_device
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.random_states import random_states, seeded
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.classification import LABEL
+
+log = logging.getLogger(__name__)
+
+DRAWS_GLOBALLY = (
+    "the data set draws random numbers from the global generator of %s, which networks may use "
+    "too, so the training waits while a batch is made. Batches are made during the training if the "
+    "data set draws from generator_of(seeding.augmentation(seed, epoch, batch))"
+)
 
 
 def steps_per_epoch(samples: int, batch_size: int, drop_last: bool) -> int:
@@ -175,6 +184,12 @@ class Batches(ImageBatches[Split]):
         return whole.images[first:last], whole.labels[first:last]
 
 
+def evaluation_batch(maker: BatchMaker, split: str, batch: int, size: int) -> dict[str, Tensor]:
+    """Make an evaluation batch, with seeded global generators. See `BatchMaker.evaluation`."""
+    with seeded(seeding.evaluation_batch(split, batch)):
+        return maker.evaluation(split, batch, size)
+
+
 Made = tuple[dict[str, Tensor], torch.cuda.Event | None]
 """A batch, and the result of `SideStream.mark`, which was called after the batch was made."""
 
@@ -184,17 +199,24 @@ class Ahead:
 
     The thread has a CUDA stream of its own, and torch uses up to `threads` CPU threads in it.
     Evaluation batches are made in the caller's thread, on the caller's stream. `batches` makes the
-    batches, on `device`. The first training batch is made by `checked_draws`, which raises an error
-    if the batch depends on a global random generator.
+    batches, on `device`; `seed` is the run's seed.
+
+    Networks draw from torch's global generator, for example for dropout. So if the first training
+    batch draws from a global generator of torch, Python or NumPy, no batch is made while the worker
+    trains, and these generators are seeded for each batch.
     """
 
-    def __init__(self, batches: BatchMaker, threads: int, device: torch.device = CPU) -> None:
-        self._batches, self.evaluation = batches, batches.evaluation
+    def __init__(
+        self, batches: BatchMaker, threads: int, seed: int, device: torch.device = CPU
+    ) -> None:
+        self._batches, self._seed = batches, seed
+        self.evaluation = partial(evaluation_batch, batches)
         self._side = SideStream(device)
         self._thread = ThreadPoolExecutor(
             1, thread_name_prefix="batches", initializer=self._begin, initargs=(threads,)
         )
         self._next: tuple[tuple[int, int], Future[Made]] | None = None
+        self._draws_globally: bool | None = None  # unknown until the first batch was made
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """Return a training batch, and start to make the next one.
@@ -202,21 +224,37 @@ class Ahead:
         If making the batch failed in the thread, raise the thread's exception.
         """
         if self._next is None or self._next[0] != (epoch, batch):
-            self._start(epoch, batch, checked=self._next is None)
+            self._start(epoch, batch)
         assert self._next is not None
         tensors, made = self._next[1].result()
         self._side.hand_over(tensors, made)
-        last = batch + 1 == self._batches.steps_per_epoch
-        self._start(*((epoch + 1, 0) if last else (epoch, batch + 1)))
+        if self._draws_globally:
+            self._next = None
+        else:
+            last = batch + 1 == self._batches.steps_per_epoch
+            self._start(*((epoch + 1, 0) if last else (epoch, batch + 1)))
         return tensors
 
-    def _start(self, epoch: int, batch: int, checked: bool = False) -> None:
-        self._next = (epoch, batch), self._thread.submit(self._make, epoch, batch, checked)
+    def _start(self, epoch: int, batch: int) -> None:
+        self._next = (epoch, batch), self._thread.submit(self._make, epoch, batch)
 
     def _begin(self, threads: int) -> None:
         torch.set_num_threads(threads)
         self._side.enter()
 
-    def _make(self, epoch: int, batch: int, checked: bool) -> Made:
-        make = partial(self._batches.train, epoch, batch)
-        return checked_draws(make) if checked else make(), self._side.mark()
+    def _make(self, epoch: int, batch: int) -> Made:
+        if self._draws_globally is False:
+            return self._batches.train(epoch, batch), self._side.mark()
+        with seeded(seeding.training_batch(self._seed, epoch, batch)):  # the worker waits meanwhile
+            before = _global_states()
+            tensors = self._batches.train(epoch, batch)
+            if self._draws_globally is None:
+                drawn = [name for name, state in _global_states().items() if state != before[name]]
+                self._draws_globally = bool(drawn)
+                if drawn:
+                    log.warning(DRAWS_GLOBALLY, drawn[0])
+        return tensors, self._side.mark()
+
+
+def _global_states() -> dict[str, Any]:
+    return {"torch": torch.get_rng_state().numpy().tobytes(), **random_states()}

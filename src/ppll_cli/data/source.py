@@ -60,9 +60,11 @@ class BatchMaker(Protocol):
     def train(self, epoch: int, batch: int) -> "dict[str, Tensor]":
         """Make a training batch. The batch depends only on the run's seed, `epoch` and `batch`.
 
-        Random numbers come from a generator that is seeded from these three, for example
+        Draw random numbers from a generator that is seeded from these three, for example
         `ppll_cli.data.batches.generator_of(seeding.augmentation(seed, epoch, batch))`, with
-        `seeding` from `ppll_cli`. The run ends if the first batch depends on a global generator.
+        `seeding` from `ppll_cli`. The global generators of torch, Python and NumPy can be used too:
+        they are seeded before each call. But if the first batch draws from them, the training waits
+        whenever a batch is made. If the first batch does not, later batches must not either.
 
         A separate thread calls this method; on CUDA, the thread has a stream of its own. Meanwhile
         the run may still read earlier batches, so do not write into tensors of earlier batches.

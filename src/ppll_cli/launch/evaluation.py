@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppll_cli.data.batches import evaluation_batch
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.schedule import schedule_of
 from ppll_cli.launch.loaded import OURS, LoadedRun
@@ -68,7 +69,7 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
         # The last bits of the results depend on the number of threads.
         torch.set_num_threads(run.settings.threads_per_worker)
         for number, first in enumerate(range(0, samples, size)):
-            values = maker.evaluation(split, number, size)
+            values = evaluation_batch(maker, split, number, size)
             inputs = {name: values[name] for name in run.data.input_spec.specs}
             prediction = run.apply(inputs, number)
             with torch.no_grad(), run.numerics.autocast(run.device):

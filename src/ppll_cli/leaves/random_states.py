@@ -1,9 +1,28 @@
-"""The global random generators of Python and NumPy, which only a user's own code uses."""
+"""The global random generators of torch, Python and NumPy.
+
+The program itself draws only from torch's. A user's own code may draw from all of them.
+"""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the CPU generators of torch, Python and NumPy in a `with` body; then restore them."""
+    states = random_states()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` also seeds devices
+        seed_generators(seed)
+        try:
+            yield
+        finally:
+            restore_random_states(states)
 
 
 def seed_generators(seed: int) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from ppll_cli import seeding
@@ -14,7 +13,7 @@ from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.images import IMAGE as IMAGE
 from ppll_cli.leaves.images import ImageSpec as ImageSpec
-from ppll_cli.leaves.random_states import random_states, restore_random_states, seed_generators
+from ppll_cli.leaves.random_states import seeded
 from ppll_cli.leaves.values import InputSpec
 from ppll_cli.tasks.task import Task
 
@@ -84,19 +83,6 @@ class Model(Protocol):
         Raises:
             ConfigError: The options do not fit the data or the task.
         """
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU generators of torch, Python and NumPy in a `with` body; then restore them."""
-    states = random_states()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` also seeds devices
-        seed_generators(seed)
-        try:
-            yield
-        finally:
-            restore_random_states(states)
 
 
 def make_seeded(group: str, config: Mapping[str, Any], seed: int) -> Any:

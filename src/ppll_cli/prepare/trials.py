@@ -35,8 +35,9 @@ from ppll_cli.job.halves import backward_to_inputs
 from ppll_cli.job.job import Job
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.recompute import recomputed
+from ppll_cli.leaves.random_states import seeded
 from ppll_cli.leaves.values import ValueSpec, spec_of
-from ppll_cli.models.unit import Unit, build_unit, seeded
+from ppll_cli.models.unit import Unit, build_unit
 from ppll_cli.predict.timing import batch_like
 from ppll_cli.prepare.subject import Subject, recipe_of
 

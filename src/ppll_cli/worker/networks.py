@@ -14,8 +14,9 @@ from ppll_cli import seeding
 from ppll_cli.job.job import Job
 from ppll_cli.job.optimizer import FusedOptimizer
 from ppll_cli.job.placing import placed
+from ppll_cli.leaves.random_states import seeded
 from ppll_cli.local.method import Criterion, Site, module_criterion, module_exports
-from ppll_cli.models.unit import Unit, build_unit, make_seeded, seeded
+from ppll_cli.models.unit import Unit, build_unit, make_seeded
 from ppll_cli.pipeline.layout import Chunk
 from ppll_cli.transport.averages import Average
 from ppll_cli.transport.replicas import Replicas

@@ -116,7 +116,7 @@ class Worker:
         dataset: Dataset = make("data", settings.data)
         size, seed = job.course.batch_size, settings.seed
         batches = dataset.batches(dataset.load(), size, seed, self.device)
-        return Ahead(batches, job.threads, self.device)
+        return Ahead(batches, job.threads, seed, self.device)
 
     def run(self) -> None:
         """Execute the instructions of all batches and marks until the end of the run."""
