@@ -35,6 +35,11 @@ TRANSFORMS = "Transforms of your own"
 EXTENSIONS = sections("extend.md") | sections("watching.md") | sections("language_model.md")
 EXTENSIONS |= {METHOD: sections("local_learning.md")[METHOD]}
 EXTENSIONS |= {TRANSFORMS: sections("data.md")[TRANSFORMS]}
+SLOW = ["A model", METHOD, LANGUAGE]
+"""Examples that only slow tests train. Most tests of own models and methods have similar classes.
+
+`tests/launch/test_language_model.py` trains the language model for a few steps.
+"""
 
 
 def test_the_page_has_an_example_of_each_extension() -> None:
@@ -46,8 +51,7 @@ def test_the_page_has_an_example_of_each_extension() -> None:
 @pytest.mark.parametrize("steps", [2, pytest.param(None, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "section",
-    # tests/launch/test_language_model.py also trains the slow example for a few steps
-    [pytest.param(s, marks=pytest.mark.slow) if s == LANGUAGE else s for s in EXTENSIONS],
+    [pytest.param(s, marks=[pytest.mark.slow] * (s in SLOW)) for s in EXTENSIONS],
 )
 def test_every_example_of_an_extension_trains(
     tmp_path: Path, section: str, steps: int | None

@@ -1,6 +1,7 @@
 """ppll-eval as a user sees it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,19 +123,21 @@ def test_predict_prints_a_prediction_for_each_picture(run: Finished, tmp_path: P
     assert results(tmp_path / "out")["test"] == run.test
 
 
-def test_boxes_and_enlarged_pictures_are_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", [pytest.param(scenes, marks=pytest.mark.slow), photos])
+def test_boxes_and_enlarged_pictures_are_written(
+    tmp_path: Path, case: Callable[[Path], list[str]]
+) -> None:
+    """`launch/test_loaded.py` has a faster test of boxes."""
     Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(tmp_path / "a.png")
-    for case in (scenes, photos):
-        run = finished_run(tmp_path / f"run of {case.__name__}", *case(tmp_path), "schedule=bp")
-        files = ["--predict", str(tmp_path / "a.png")]
-        done = ppll_eval(run.folder, "--split=test", *files)
-        assert done.returncode == 0
-        found = results(run.folder / "evaluation")
-        assert found["test"] == run.test
-        (each,) = found["predictions"]
-        with Image.open(run.folder / "evaluation" / each["picture"]) as picture:
-            assert picture.size == (100, 80) if case is photos else picture.width >= 640
-        assert each["picture"] in done.stdout
+    run = finished_run(tmp_path / "run", *case(tmp_path), "schedule=bp")
+    done = ppll_eval(run.folder, "--split=test", "--predict", str(tmp_path / "a.png"))
+    assert done.returncode == 0
+    found = results(run.folder / "evaluation")
+    assert found["test"] == run.test
+    (each,) = found["predictions"]
+    with Image.open(run.folder / "evaluation" / each["picture"]) as picture:
+        assert picture.size == (100, 80) if case is photos else picture.width >= 640
+    assert each["picture"] in done.stdout
 
 
 def test_a_users_class_must_be_named_again(tmp_path: Path) -> None:

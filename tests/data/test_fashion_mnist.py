@@ -153,6 +153,7 @@ def test_files_are_downloaded_in_torchvisions_layout(
     assert contents(cache) == {f"{RAW}/{name}": content for name, content in plain().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason=f"there is no {DEBIAN} on this machine")
 def test_debians_own_files_are_read(options: Options, cache: Path) -> None:
     dataset = FashionMnist(**options(download=False))

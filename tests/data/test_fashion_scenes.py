@@ -195,6 +195,7 @@ def test_a_cache_that_cannot_be_written_is_refused_by_name(
         make().prepare()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason=f"there is no {DEBIAN} on this machine")
 def test_scenes_can_be_painted_from_debians_files(make: Make) -> None:
     dataset = make(root=None, pictures=20, side=160)

@@ -36,16 +36,11 @@ The tests above check the cuts, numbers and data in which the other presets diff
 """
 
 ALWAYS = [
-    "ppll_vit_base_cifar10_s2",
     "ppll_resnet32_k4s2",
     "dgl_resnet32_k2",
     "fba_edsr_div2k_x2",
-    "retinanet_voc",
 ]
-"""Presets that are always trained, one for each kind of data and network.
-
-The others of `TRAINED` are slow tests.
-"""
+"""Presets that are always trained, because they are small. The other ones are slow tests."""
 
 
 def smallest(name: str, folder: Path) -> list[str]:

@@ -167,6 +167,7 @@ def test_work_after_the_last_checkpoint_is_not_counted(run: Runner) -> None:
     assert sum(part["samples"] for part in parts(again)) == 4 * 37
 
 
+@pytest.mark.slow
 def test_a_run_whose_manifest_has_no_parts_can_be_resumed(run: Runner) -> None:
     old = run(*SHORT, "gpus=2", "max_steps=5")
     path = old.run_dir / "checkpoints" / "step-5" / "manifest.json"

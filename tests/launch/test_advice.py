@@ -55,19 +55,19 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
     ("devices", "overrides", "expected"),
     [
         slow(0, [], ALL),
-        (0, ["gpus=3", "schedule=gpipe", "schedule.microbatches=2"], ALL),
+        slow(0, ["gpus=3", "schedule=gpipe", "schedule.microbatches=2"], ALL),
         slow(0, ["gpus=1", "schedule=bp"], ALL),
         (0, ["replicas=2"], ALL),
         (0, ["local.modules=3", "objective=stages.1.compute_fraction"], ALL),
         (0, ["schedule=bp", "local.modules=1"], ["bp", "ll", "gpipe"]),
         (0, ["batch_size=2", "data.drop_last=true"], ["bp", "ll", "ppll"]),
         slow(0, ["model.pooling=mean", "data.classes=7"], ALL),
-        (0, ["partition=manual", "partition.cuts=[head]"], ALL),
+        slow(0, ["partition=manual", "partition.cuts=[head]"], ALL),
         (0, ["gpus=1", "schedule=bp", "partition=manual", "partition.cuts=[]"], None),
         (1, ["schedule=bp", "gpus=1", "device=cuda"], ["bp", "ll"]),
         slow(1, ["schedule=ppll", "gpus=1"], ["bp", "ll"]),
         (1, ["gpus=2", "oversubscribe=true"], ALL),
-        (1, [], ALL),  # on CPU, like this run
+        slow(1, [], ALL),  # on CPU, like this run
         slow(2, [], ALL),
     ],
 )

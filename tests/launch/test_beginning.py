@@ -57,6 +57,7 @@ def refusal(result: Result) -> str:
     return message
 
 
+@pytest.mark.slow
 def test_a_checkpoint_rewritten_without_change_can_be_resumed(run: Runner) -> None:
     """Other tests rewrite a checkpoint too. Their runs are not refused because of the rewriting."""
     result = run(*RESNET, "local=dgl")
@@ -74,10 +75,11 @@ def test_a_checkpoint_rewritten_without_change_can_be_resumed(run: Runner) -> No
             *("dgl", cut_short(r"^auxiliary\.0\..*weight$"), "their pooling was corrected"),
             marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "auglocal",
             cut_short(r"^auxiliary\.0\..*weight$"),
             "the choice of copied units was corrected",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -91,6 +93,7 @@ def test_a_run_with_older_auxiliary_networks_is_refused_with_the_reason(
     assert reason in message
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_edsr_is_refused_with_the_reason(run: Runner, tmp_path: Path) -> None:
     root = write_div2k(tmp_path / "root", 2)
     data = ["data=div2k", f"data.root={root}", f"data.cache={tmp_path / 'cache'}", "data.patch=8"]
@@ -100,6 +103,7 @@ def test_a_run_of_an_older_edsr_is_refused_with_the_reason(run: Runner, tmp_path
     assert "this version's model differs: it now computes in [0, 255]" in refusal(result)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_watched_weights_is_refused(run: Runner) -> None:
     result = run(*RESNET, "local=man")
     rewrite(result.run_dir, without(r"^watched\.layer3\.0\.1\.conv1\.weight$"))

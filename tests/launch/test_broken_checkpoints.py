@@ -92,6 +92,7 @@ def test_a_run_without_a_usable_checkpoint_starts_again(
     assert sorted(lines(result), key=str) == sorted(lines(unbroken("ppll")), key=str)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_keeps_its_modules(
     unbroken: Callable[[str], Result], copied: Callable[[str], Result]
 ) -> None:
@@ -102,6 +103,7 @@ def test_a_run_without_a_checkpoint_keeps_its_modules(
     assert_as_if_unbroken(resumed(broken, "gpus=2"), unbroken(name))
 
 
+@pytest.mark.slow
 def test_files_of_an_unfinished_checkpoint_are_not_reused(
     unbroken: Callable[[str], Result], copied: Callable[[str], Result]
 ) -> None:

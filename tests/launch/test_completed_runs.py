@@ -60,7 +60,10 @@ def failed_at_the_end(run_dir: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [without_summary, pytest.param(of_another_kind, marks=pytest.mark.slow), failed_at_the_end],
+    [
+        without_summary,
+        *(pytest.param(d, marks=pytest.mark.slow) for d in (of_another_kind, failed_at_the_end)),
+    ],
 )
 def test_missing_results_are_written_again_with_the_measured_speeds(
     unbroken: Callable[[str], Result],
@@ -80,6 +83,7 @@ def test_missing_results_are_written_again_with_the_measured_speeds(
         assert [now[key] for key in shares] == [then[key] for key in shares]
 
 
+@pytest.mark.slow
 def test_a_run_beyond_its_recorded_max_steps_is_only_evaluated(
     unbroken: Callable[[str], Result], tmp_path: Path
 ) -> None:

@@ -71,8 +71,7 @@ def test_stages_may_group_modules_in_any_way(tmp_path: Path, data: list[str]) ->
 
 ALWAYS = [
     ("local=auglocal", "pyramid", 2),
-    ("fba=on", "level", 10),
-    ("local=manpp", "level", 2),
+    ("local=manpp", "level", 10),
 ]
 """Methods, heads and numbers of modules that are always tested. All others are slow tests."""
 
@@ -83,9 +82,8 @@ LEVEL = {
 }
 
 
-@pytest.mark.parametrize(
-    "method", ["bank", *(pytest.param(m, marks=pytest.mark.slow) for m in ("greedy", "manpp"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["bank", "greedy", "manpp"])
 def test_ll_and_ppll_train_level_heads_the_same(
     tmp_path: Path, data: list[str], method: str
 ) -> None:

@@ -23,7 +23,7 @@ CASES = {
 }
 
 
-SLOW = ["ppll", "every unit", "gpipe", "1f1b", "interleaved"]
+SLOW = ["ppll", "every unit", "gpipe", "1f1b", "interleaved", "zb_h1"]
 """Slow cases. The other cases have the same kinds of messages: one way, both ways, and banks."""
 
 
@@ -59,6 +59,7 @@ def test_transports_carry_the_same_bits(run: Runner, tmp_path: Path, schedule: s
     assert ring.summary["edges"][0]["names"] == ["label", "skip", "x"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "names"),
     [

@@ -38,12 +38,13 @@ def train(folder: Path, name: str, *overrides: str) -> dict[str, Any]:
     return summary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schedules",
     [
-        pytest.param(["bp", "1f1b"], marks=pytest.mark.slow),
+        ["bp", "1f1b"],
         ["ll", "ppll"],
-        pytest.param(["bp", "gpipe", "interleaved", "zb_h1"], marks=pytest.mark.slow),
+        ["bp", "gpipe", "interleaved", "zb_h1"],
     ],
     ids="-".join,
 )

@@ -31,6 +31,7 @@ def spoil(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_from_another_current_directory(
     tmp_path: Path, started: Result, run: Runner
 ) -> None:

@@ -33,7 +33,9 @@ def hurt(run: Runner, tmp_path: Path, act: str, *overrides: str) -> Result:
     return run(*model, *DATA, *STAGE, *overrides)
 
 
-@pytest.mark.parametrize("act", ["kill", "raise", pytest.param("exhaust", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "act", ["kill", *(pytest.param(a, marks=pytest.mark.slow) for a in ("raise", "exhaust"))]
+)
 def test_a_worker_that_fails_once_starts_again(
     run: Runner, tmp_path: Path, act: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -117,6 +119,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_a_restart(
     assert not any("restarts" in message for message in caplog.messages)
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_version_can_be_resumed_with_recover_stage(
     run: Runner, tmp_path: Path
 ) -> None:

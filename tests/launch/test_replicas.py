@@ -18,19 +18,22 @@ VIT = ["model=vit", "model.dim=16", "model.depth=4", "model.heads=2", "model.dro
 RESNET = ["model=resnet32", "model.depth=14", "optim=sgd", "optim.lr=0.05"]
 SPLIT = [*VIT, FEW_STEPS, *DATA]
 REPLICAS = "replicas=2"
+CLIPPED = ["optim.clip_norm=0.1"]
 SYNCED = ["schedule=bp", REPLICAS, "sync_batchnorm=true"]
 
 
 @pytest.mark.parametrize(
-    ("more", "pipelined"),
+    ("more", "shape"),
     [
-        pytest.param(*([], ["gpipe", "gpus=4", "schedule.microbatches=1"]), marks=pytest.mark.slow),
-        (["optim.clip_norm=0.1"], ["pp", "gpus=4"]),
+        pytest.param([], ["bp", "gpus=2"], marks=pytest.mark.slow),
+        pytest.param([], ["gpipe", "gpus=4", "schedule.microbatches=1"], marks=pytest.mark.slow),
+        pytest.param(CLIPPED, ["bp", "gpus=2"], marks=pytest.mark.slow),
+        (CLIPPED, ["pp", "gpus=4"]),
     ],
-    ids=["plain", "clipped"],
+    ids=["plain", "plain pipeline", "clipped", "clipped pipeline"],
 )
 def test_two_replicas_train_the_same_as_two_micro_batches(
-    run: Runner, more: list[str], pipelined: list[str]
+    run: Runner, more: list[str], shape: list[str]
 ) -> None:
     """There is no BatchNorm.
 
@@ -38,14 +41,14 @@ def test_two_replicas_train_the_same_as_two_micro_batches(
     """
     one = ["schedule=bp", "gpus=1", "schedule.microbatches=2"]
     expected = run(*one, *SPLIT, *more)
-    for name, *others in (["bp"], pipelined):
-        found = run(f"schedule={name}", *others, REPLICAS, *SPLIT, *more)
-        assert_same(found.tensors(), expected.tensors())
-        assert found.summary["gpus"] == len(found.summary["devices"]) == (2 if name == "bp" else 4)
-        assert found.summary["replicas"] == 2
-        for split in ("test", "train"):
-            assert math.isclose(found.summary[split]["loss"], expected.summary[split]["loss"])
-        assert found.test["accuracy"] == expected.test["accuracy"]
+    name, gpus, *others = shape
+    found = run(f"schedule={name}", gpus, *others, REPLICAS, *SPLIT, *more)
+    assert_same(found.tensors(), expected.tensors())
+    assert found.summary["gpus"] == len(found.summary["devices"]) == int(gpus[-1])
+    assert found.summary["replicas"] == 2
+    for split in ("test", "train"):
+        assert math.isclose(found.summary[split]["loss"], expected.summary[split]["loss"])
+    assert found.test["accuracy"] == expected.test["accuracy"]
 
 
 def test_gradients_in_several_buckets_are_averaged(run: Runner) -> None:
@@ -72,6 +75,7 @@ def test_ppll_is_sequential_local_learning(run: Runner, case: list[str]) -> None
     assert edge == whole  # together, the replicas send what one worker sends
 
 
+@pytest.mark.slow
 def test_replicas_remember_the_same(run: Runner) -> None:
     """Training reads buffers, which checkpoints and evaluations took from the first replica.
 
@@ -85,6 +89,7 @@ def test_replicas_remember_the_same(run: Runner) -> None:
     assert_same(found.tensors(), expected)
 
 
+@pytest.mark.slow
 def test_weights_travel_upstream_in_each_replica(run: Runner, tmp_path: Path) -> None:
     """Each replica of a stage watches its own next stage.
 
@@ -116,6 +121,7 @@ def test_synced_batch_norm_sees_the_whole_batch(run: Runner, tmp_path: Path) -> 
         assert apart <= 1e-3 * tensor.double().norm() + 1e-4, name
 
 
+@pytest.mark.slow
 def test_replicas_can_have_shares_of_different_sizes(run: Runner) -> None:
     """Three replicas split 8 samples into 3, 3 and 2, and 5 samples into 2, 2 and 1."""
     common = ["schedule=bp", "optim=sgd", "optim.lr=0.1", *SPLIT]

@@ -90,10 +90,11 @@ def test_a_run_can_resume_with_manual_cuts(
         resumed(stopped, "partition=manual", "partition.cuts=[head]", "gpus=2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "signals"),
     [
-        pytest.param("gpipe", [signal.SIGTERM], id="once", marks=pytest.mark.slow),
+        pytest.param("gpipe", [signal.SIGTERM], id="once"),
         pytest.param("ppll", [signal.SIGINT, signal.SIGTERM], id="twice"),
     ],
 )
@@ -127,6 +128,7 @@ def test_a_run_stopped_by_a_signal_can_be_resumed(
     assert_as_if_unbroken(resumed(Result(stopped, run_dir), end), expected)
 
 
+@pytest.mark.slow
 def test_a_run_can_resume_with_other_intervals(
     unbroken: Callable[[str], Result], tmp_path: Path
 ) -> None:

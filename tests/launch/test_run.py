@@ -63,6 +63,7 @@ def test_the_seed_determines_the_weights(tmp_path: Path) -> None:
     assert not torch.equal(one.tensors[name], other.tensors[name])
 
 
+@pytest.mark.slow
 def test_a_stage_can_be_a_single_unit(run: Runner) -> None:
     result = run("gpus=5", "model.dim=16", "model.depth=3", "model.heads=2", *TINY)
     assert [stage["units"] for stage in result.summary["stages"]] == [
@@ -143,7 +144,7 @@ def test_speed_is_measured_despite_frequent_checkpoints(run: Runner, every: int)
         pytest.param(["schedule=bp", "gpus=50"], marks=pytest.mark.slow),
         ["schedule=ppll", "schedule.microbatches=100"],
         pytest.param(["schedule=ll", "gpus=50", "local.modules=2"], marks=pytest.mark.slow),
-        ["schedule=gpipe", "gpus=1"],
+        pytest.param(["schedule=gpipe", "gpus=1"], marks=pytest.mark.slow),
         pytest.param(["schedule=ppll", "gpus=1", "eval_every=100"], marks=pytest.mark.slow),
     ],
 )
@@ -154,7 +155,7 @@ def test_settings_that_a_schedule_does_not_use_are_accepted(
     assert result.summary["test"]["loss"] > 0
 
 
-@pytest.mark.parametrize("schedule", ["ppll", "pp"])
+@pytest.mark.parametrize("schedule", [pytest.param("ppll", marks=pytest.mark.slow), "pp"])
 def test_a_stage_may_have_nothing_to_train(run: Runner, schedule: str) -> None:
     """The first stage only flattens the images. The last one has a module without parameters."""
     result = run(f"schedule={schedule}", "gpus=3", *own_model("Idle"), *TINY)
@@ -215,6 +216,7 @@ def test_a_compiled_run_trains_like_an_uncompiled_one(run: Runner) -> None:
         torch.testing.assert_close(tensor, expected[name], rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept(run: Runner) -> None:
     case = [
         *DIGITS,

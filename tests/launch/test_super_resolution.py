@@ -65,6 +65,7 @@ def test_ppll_is_sequential_local_learning(tmp_path: Path, data: list[str], name
     assert pipelined.test == expected.test
 
 
+@pytest.mark.slow
 def test_stages_may_group_modules_in_any_way(tmp_path: Path, data: list[str]) -> None:
     case = [*EDSR, *COURSE, *data, "fba=on", "local.cuts=[body.0,body.2,tail]", "partition=flops"]
     expected = run_inside(tmp_path / "ll", "schedule=ll", *case)
@@ -92,7 +93,10 @@ def test_the_record_has_all_settings_of_the_bank_resolved(tmp_path: Path, data: 
     assert settings.parse(dict(recorded)).fba.features == "first"
 
 
-@pytest.mark.parametrize("keys", [{"features": "every", "fusion": "concatenate"}, {}])
+@pytest.mark.parametrize(
+    "keys",
+    [pytest.param({"features": "every", "fusion": "concatenate"}, marks=pytest.mark.slow), {}],
+)
 def test_an_older_record_means_a_bank_of_every_modules_features(
     data: list[str], keys: dict[str, str]
 ) -> None:

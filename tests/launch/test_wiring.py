@@ -66,13 +66,14 @@ def test_network_channels_train_the_same_as_shared_memory(
     assert found.summary["edges"] == expected.summary["edges"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "case", "homes"),
     [
         ("gpipe", ["gpus=3"], (0, 1, 2)),
-        pytest.param("ppll", ["gpus=4", "replicas=2"], (0, 1, 1, 2), marks=pytest.mark.slow),
-        pytest.param("ppll", ["gpus=3"], (0, 1, 2), marks=pytest.mark.slow),
-        pytest.param("gpipe", ["gpus=4", "replicas=2"], (0, 1, 1, 2), marks=pytest.mark.slow),
+        ("ppll", ["gpus=4", "replicas=2"], (0, 1, 1, 2)),
+        ("ppll", ["gpus=3"], (0, 1, 2)),
+        ("gpipe", ["gpus=4", "replicas=2"], (0, 1, 1, 2)),
     ],
 )
 def test_separate_groups_for_bytes_train_the_same(

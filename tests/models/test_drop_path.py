@@ -67,7 +67,9 @@ def test_rates_increase_evenly(last: float, blocks: int, expected: list[float]) 
     assert rates(last, blocks)[-1] in (last, 0.0)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "bottleneck")) for n in MODELS]
+)
 def test_rates_increase_from_the_first_block_to_the_last(name: str) -> None:
     units = units_of(name, 0.2)
     blocks = [unit for unit in units if unit.name.startswith(("blocks", "layer"))]
@@ -82,10 +84,7 @@ def test_rates_increase_from_the_first_block_to_the_last(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=[pytest.mark.slow] * (n in ("bottleneck", "retinanet")))
-        for n in MODELS
-    ],
+    [pytest.param(n, marks=[pytest.mark.slow] * (n not in ("vit", "cifar"))) for n in MODELS],
 )
 def test_drop_path_changes_no_weights_flops_or_costs(name: str) -> None:
     without, dropping = units_of(name, 0.0), units_of(name, 0.2)

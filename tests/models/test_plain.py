@@ -204,7 +204,13 @@ def compose(name: str) -> DictConfig:
     return config
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in {"resnet50", "resnet110", *LARGE}))
+        for name in CONFIGS
+    ],
+)
 def test_every_config_builds_and_runs(name: str) -> None:
     model: Model = instantiate(compose(name))
     task, shape = OTHERS.get(name, (TASK, (2, 10)))

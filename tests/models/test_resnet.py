@@ -40,7 +40,7 @@ def gradients(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("depth", [18, pytest.param(50, marks=pytest.mark.slow)])
 def test_outputs_equal_torchvisions_bit_for_bit(depth: FamilyDepth) -> None:
     theirs = reference(depth)
     image = torch.randn(4, 3, 64, 64)

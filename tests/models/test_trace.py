@@ -153,6 +153,7 @@ def test_tracing_changes_neither_random_numbers_nor_initial_weights(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_tracing_imports_the_compiler_only_for_a_network_that_uses_it() -> None:
     code = (
         "import sys, torch, warnings\n"

@@ -88,7 +88,10 @@ def test_the_process_uses_the_numerics_of_workers(asked: Meter) -> None:
     ("what", "line"),
     [
         (fail, r"^measuring \(cpu\): ZeroDivisionError: nothing to divide$"),
-        (die, r"^measuring \(cpu\): the process is gone \(killed by SIGKILL; if nobody did, "),
+        pytest.param(
+            *(die, r"^measuring \(cpu\): the process is gone \(killed by SIGKILL; if nobody did, "),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_failure_of_the_process_is_reported(

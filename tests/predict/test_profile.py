@@ -86,6 +86,7 @@ def _frozen(pixels: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(pixels, 5).requires_grad_(False))
 
 
+@pytest.mark.slow
 def test_parameters_that_are_not_trained_are_counted_apart(cache: Path) -> None:
     """They were counted as trained, with gradients, states of the optimizer and averages."""
     own = own_model("predict.test_profile.Partly")

@@ -58,7 +58,7 @@ def every_cut(names: Sequence[str], stages: int) -> list[str]:
     [
         pytest.param(["local=greedy", "gpus=2"], marks=pytest.mark.slow),
         ["local=dgl", "local.hidden=600", "gpus=2", SHORT],  # heads cost more than units
-        ["schedule=gpipe", "gpus=3", SHORT],
+        pytest.param(["schedule=gpipe", "gpus=3", SHORT], marks=pytest.mark.slow),
         pytest.param(["local=infopro", "local.modules=5", "gpus=2"], marks=pytest.mark.slow),
     ],
 )

@@ -100,6 +100,7 @@ def test_a_local_loss_that_cannot_read_a_modules_output_is_refused(dtype: str) -
     prepared(*typed(dtype), cut, "schedule=gpipe")
 
 
+@pytest.mark.slow
 def test_a_partition_does_not_cut_where_the_loss_cannot_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +138,10 @@ def test_a_unit_that_cannot_read_its_input_is_refused() -> None:
         prepared(*typed("float64", converts=False), "schedule=bp")
 
 
-@pytest.mark.parametrize("dtype", ["float64", "int64", "complex64"])
+@pytest.mark.parametrize(
+    "dtype",
+    ["float64", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int64", "complex64"))],
+)
 def test_a_local_method_that_reads_another_dtype_trains_the_same_under_ll_and_ppll(
     tmp_path: Path, dtype: str
 ) -> None:

@@ -103,7 +103,10 @@ def test_weights_may_have_another_precision(tmp_path: Path) -> None:
     assert prepared(*TINY, f"weights={file}").job.weights is not None
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["zip", "before 2020"])
+@pytest.mark.parametrize(
+    "old",
+    [pytest.param(False, id="zip", marks=pytest.mark.slow), pytest.param(True, id="before 2020")],
+)
 def test_torchvisions_file_fits_the_same_model(tmp_path: Path, old: bool) -> None:
     """Files from before BatchNorm counted batches lack these counters, which then begin at 0."""
     theirs = torchvision.models.resnet18(num_classes=10).state_dict()

@@ -51,6 +51,7 @@ def test_panels_read_keys_that_runs_record() -> None:
     assert page["section"]["runSets"][0]["baselineRunId"]
 
 
+@pytest.mark.slow
 def test_without_a_metric_panels_show_the_metrics_of_all_tasks() -> None:
     page = json.loads(make("--dry-run", "--entity", "me").stdout)
     shown = [panel["config"].get("metrics") for panel in panels(page)]

@@ -38,7 +38,8 @@ ON_VIT = [*CHOICES[::2], ["local=vit_blocks"]]
 """What is always tried on a ViT, and on a ResNet as a slow test; the rest is tried vice versa."""
 
 FURTHER = [["fba=on", f"fba.{key}"] for key in ("fusion=add", "shared_head=false", "features=1")]
-"""What is tried only in slow tests: options that change little in what is computed."""
+FURTHER += [[f"local={method}"] for method in ("auglocal", "dgl", "fba", "manpp", "vit_blocks")]
+"""What is tried only in slow tests: it computes little that no other choice computes."""
 
 CASES = [
     pytest.param(

@@ -15,7 +15,10 @@ CHANGED = ["data.augment=randaugment", "data.pad=2", "optim.label_smoothing=0.2"
 
 PAIRS = [
     (["schedule=ll", "local.modules=3"], ["schedule=ppll", "gpus=3"]),
-    (["schedule=bp", "schedule.microbatches=3"], ["schedule=1f1b", "gpus=2"]),
+    pytest.param(
+        *(["schedule=bp", "schedule.microbatches=3"], ["schedule=1f1b", "gpus=2"]),
+        marks=pytest.mark.slow,
+    ),
 ]
 
 

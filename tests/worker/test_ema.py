@@ -90,7 +90,9 @@ def test_units_compute_with_averages_between_two_swaps() -> None:
     assert not network.two.weight.any()
 
 
-@pytest.mark.parametrize("model", [[*RESNET, *SGD], VIT], ids=["resnet", "vit"])
+@pytest.mark.parametrize(
+    "model", [[*RESNET, *SGD], pytest.param(VIT, marks=pytest.mark.slow)], ids=["resnet", "vit"]
+)
 def test_averaging_does_not_change_training(tmp_path: Path, model: list[str]) -> None:
     plain = run_inside(tmp_path, *DATA, FEW_STEPS, *model)
     with_ema = run_inside(tmp_path, *COURSE, *model)
@@ -120,6 +122,7 @@ def test_averages_are_equal_under_ll_and_ppll(tmp_path: Path, model: list[str]) 
         assert_same_averages(found, sequential)
 
 
+@pytest.mark.slow
 def test_averages_are_equal_under_schedules_of_back_propagation(tmp_path: Path) -> None:
     case = [*COURSE, *RESNET, *SGD, "schedule.microbatches=2"]
     accumulating = run_inside(tmp_path, *case, "schedule=bp")

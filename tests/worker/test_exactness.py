@@ -37,7 +37,10 @@ def assert_same_run(one: Outcome, other: Outcome) -> None:
     [
         pytest.param(["local=vit_blocks", "local.modules=4", *VIT], marks=pytest.mark.slow),
         ["local=dgl", "local.modules=5", *RESNET, *SGD, "optim.clip_norm=0.5"],
-        ["local.cuts=[blocks.1,blocks.3]", *VIT, "model.pooling=mean", "optim.clip_norm=0.1"],
+        pytest.param(
+            ["local.cuts=[blocks.1,blocks.3]", *VIT, "model.pooling=mean", "optim.clip_norm=0.1"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["vit", "resnet", "cuts"],
 )
@@ -98,8 +101,7 @@ def test_random_numbers_that_a_method_draws_do_not_depend_on_the_stages(tmp_path
 
 
 EVERY_UNIT = {"resnet": [*RESNET, *SGD, "local.modules=8"], "vit": [*VIT, "local.modules=6"]}
-ALWAYS = [("vit", m) for m in ("infopro", "fba", "fba at the input", "fba probe")]
-ALWAYS.append(("resnet", "predsim"))
+ALWAYS = [("vit", "infopro"), ("vit", "fba"), ("resnet", "predsim")]
 """Pairs that are always tested. Other methods hand on the same: the image, the bank, or nothing."""
 
 
@@ -123,6 +125,7 @@ def test_every_method_learns_the_same_in_a_pipeline(
 ONE_ALWAYS = [pytest.param("resnet", marks=pytest.mark.slow), "vit"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ONE_ALWAYS)
 def test_the_ablation_without_fusion_is_the_local_module_alone(tmp_path: Path, model: str) -> None:
     case = ["gpus=2", *EVERY_UNIT[model]]
@@ -178,7 +181,7 @@ BACKWARD_CASES = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * (name == "unclipped"))
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("vit", "unclipped")))
         for name in BACKWARD_CASES
     ],
 )
@@ -227,7 +230,15 @@ def test_micro_batches_make_a_difference(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("schedule", "per_batch"),
-    [("bp", 1), ("ll", 1), ("pp", 1), ("gpipe", 2), ("1f1b", 2), ("zb_h1", 2), ("ppll", 1)],
+    [
+        ("bp", 1),
+        ("gpipe", 2),
+        ("ppll", 1),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("ll", 1), ("pp", 1), ("1f1b", 2), ("zb_h1", 2))
+        ),
+    ],
 )
 def test_batch_norm_counts_training_batches_only(
     tmp_path: Path, schedule: str, per_batch: int

@@ -90,8 +90,9 @@ def test_classification_stays_on_the_device(model: str, choice: list[str]) -> No
 @pytest.mark.parametrize(
     ("model", "choice"),
     [
-        *product(["retinanet", "edsr"], ["fba=on"]),
+        ("edsr", "fba=on"),
         ("retinanet", "local=man"),
+        pytest.param("retinanet", "fba=on", marks=pytest.mark.slow),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in product(["retinanet", "edsr"], ["local=greedy", "local=fba"])

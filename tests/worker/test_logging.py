@@ -28,7 +28,12 @@ def steps(outcome: Outcome) -> list[int]:
 
 @pytest.mark.parametrize(
     ("every", "expected"),
-    [(1, [*range(1, 10)]), (3, [3, 6, 7, 9]), (4, [4, 7, 8, 9]), (99, [7, 9])],
+    [
+        pytest.param(1, [*range(1, 10)], marks=pytest.mark.slow),
+        (3, [3, 6, 7, 9]),
+        pytest.param(4, [4, 7, 8, 9], marks=pytest.mark.slow),
+        (99, [7, 9]),
+    ],
 )
 def test_log_every_counts_the_steps_of_the_run(
     tmp_path: Path, every: int, expected: list[int]
@@ -69,7 +74,7 @@ def test_the_learning_rate_is_that_of_the_last_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("first", "then", "stop"),
     [
-        (["schedule=ll"], ["schedule=ppll", "gpus=3"], 5),
+        pytest.param(["schedule=ll"], ["schedule=ppll", "gpus=3"], 5, marks=pytest.mark.slow),
         pytest.param(["gpus=3"], ["gpus=2"], 5, marks=pytest.mark.slow),
         (["gpus=3"], ["gpus=2"], 6),
         pytest.param(

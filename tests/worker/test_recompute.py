@@ -23,16 +23,8 @@ CASES = {
 }
 LOCAL = ["local=dgl", "local.modules=4"]
 SPLIT = ["schedule.microbatches=3"]
-ALWAYS = {
-    "bp": ["vit bf16"],
-    "pp": ["views"],
-    "gpipe": ["skips"],
-    "1f1b": ["resnet"],
-    "interleaved": ["views"],
-    "ll": ["vit"],
-    "ppll": ["vit"],
-}
-"""The model that each schedule always trains. All other pairs are slow tests."""
+ALWAYS = {"bp": "vit bf16", "1f1b": "resnet", "ppll": "vit"}
+"""The model that a schedule always trains. All other pairs are slow tests."""
 
 SHAPES = {
     "bp": ("whole", ["schedule=bp"]),
@@ -70,7 +62,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], O
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        pytest.param(name, shape, marks=[pytest.mark.slow] * (name not in ALWAYS[shape]))
+        pytest.param(name, shape, marks=[pytest.mark.slow] * (name != ALWAYS.get(shape)))
         for name in CASES
         for shape in SHAPES
     ],
@@ -114,7 +106,10 @@ def test_replicas_average_the_same_gradients(tmp_path: Path, case: list[str]) ->
 
 @pytest.mark.parametrize(
     "model",
-    [m if m != "retinanet" else pytest.param(m, marks=pytest.mark.slow) for m in UNITS_OF],
+    [
+        pytest.param(m, marks=[pytest.mark.slow] * (m not in ("vit", "skipping", "resnet32")))
+        for m in UNITS_OF
+    ],
 )
 def test_every_unit_has_the_same_gradients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, list[str]], model: str

@@ -37,12 +37,8 @@ def _assert_equal(found: Outcome, expected: Outcome) -> None:
     assert found.sent == expected.sent
 
 
-ALWAYS = ("resnet", "upstream")
-
-
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=[pytest.mark.slow] * (c not in ALWAYS)) for c in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_workers_that_die_at_random_moments_do_not_change_the_results(
     case: str, tmp_path: Path
 ) -> None:

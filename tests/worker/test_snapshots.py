@@ -36,7 +36,13 @@ def _job(folder: Path) -> Job:
     return prepared(*SMALL, folder=folder).job
 
 
-@pytest.mark.parametrize("moment", ["while it copies", "before it is the last", "afterwards"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "while it copies",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("before it is the last", "afterwards")),
+    ],
+)
 def test_a_worker_that_dies_during_a_snapshot_does_not_change_the_results(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,11 +9,12 @@ from ppll_cli.pipeline.gradients import whole_backwards
 from ppll_cli.pipeline.instructions import Backward, BackwardInput, BackwardWeight
 from ppll_cli.worker.chunk import HeldChunk
 from tests.conftest import assert_same, prepared
-from tests.worker.chunks import CPU, DATA, LARGE, MODELS, SIZES, job_of, kinds, trained
+from tests.worker.chunks import CPU, DATA, MODELS, SIZES, job_of, kinds, trained
 
 HOW = [["optim=sgd", "precision=fp32"], ["optim=adamw", "precision=bf16"]]
-IN_BF16 = ["vit", "resnet32", "edsr", "idle"]
-"""Models that are always tested in bf16, and as slow tests in fp32. For others, the reverse."""
+ALWAYS = ["vit", "resnet32", "skipping"]
+IN_BF16 = ["vit", "resnet32"]
+"""Models that are always tested in bf16, and as slow tests in fp32. For `skipping`, the reverse."""
 
 CRASHES = pytest.mark.skipif(
     torch.__version__ < "2.14",
@@ -28,7 +29,7 @@ CRASHES = pytest.mark.skipif(
             *(model, how),
             id=" ".join([model, *how]),
             marks=[pytest.mark.slow]
-            * (model in (*LARGE, "retinanet") or (how is HOW[1]) != (model in IN_BF16))
+            * (model not in ALWAYS or (how is HOW[1]) != (model in IN_BF16))
             + [CRASHES] * (model == "retinanet group"),
         )
         for model in MODELS

@@ -64,8 +64,13 @@ def sequential(tmp_path_factory: pytest.TempPathFactory) -> Sequential:
 
 @pytest.mark.parametrize(
     ("lag", "groupings"),
-    [(1, GROUPINGS[3:6]), (2, [STARTS]), pytest.param(5, GROUPINGS, marks=pytest.mark.slow)],
-    ids=[1, 2, 5],
+    [
+        (1, GROUPINGS[3:4]),
+        pytest.param(1, GROUPINGS[4:6], marks=pytest.mark.slow),
+        (2, [STARTS]),
+        pytest.param(5, GROUPINGS, marks=pytest.mark.slow),
+    ],
+    ids=["1", "1, further", "2", "5"],
 )
 def test_losses_see_the_same_weights_under_ll_and_ppll(
     sequential: Sequential, tmp_path: Path, lag: int, groupings: Sequence[Sequence[str]]
@@ -89,7 +94,9 @@ def test_another_lag_trains_other_weights(sequential: Sequential) -> None:
     assert not torch.equal(sequential(1).tensors[name], sequential(2).tensors[name])
 
 
-@pytest.mark.parametrize("cuts", [["blocks.1", "blocks.3"], STARTS])
+@pytest.mark.parametrize(
+    "cuts", [["blocks.1", "blocks.3"], pytest.param(STARTS, marks=pytest.mark.slow)]
+)
 def test_several_modules_can_watch_one_distant_unit(tmp_path: Path, cuts: Sequence[str]) -> None:
     """Three modules watch the last block, from one, two and three stages before it."""
     expected = run_inside(tmp_path / "ll", "schedule=ll", *watching(3, unit=4))
@@ -105,7 +112,8 @@ def test_several_modules_can_watch_one_distant_unit(tmp_path: Path, cuts: Sequen
     assert to_stages == {found.job.layout.chunks[n].stage for n in range(3)} - {last}
 
 
-@pytest.mark.parametrize("lag", [pytest.param(2, marks=pytest.mark.slow), 5])
+@pytest.mark.slow
+@pytest.mark.parametrize("lag", [2, 5])
 def test_a_resumed_run_restores_older_versions_of_watched_weights(
     sequential: Sequential, tmp_path: Path, lag: int
 ) -> None:
@@ -143,7 +151,9 @@ def test_losses_see_weights_of_a_file_as_initial_weights(
             assert torch.equal(found.tensors[f"watched.blocks.1.{age}.{name}"], loaded)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+@pytest.mark.parametrize(
+    "steps", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3)), 7]
+)
 def test_one_version_of_watched_weights_is_sent_per_batch(tmp_path: Path, steps: int) -> None:
     """Weights are sent in the first batches too. At the end, no channel holds a message."""
     found = grouped(tmp_path, ["blocks.2"], *watching(2), f"max_steps={steps}")

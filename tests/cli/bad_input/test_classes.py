@@ -233,13 +233,11 @@ UNUSABLE = """
 model no_such.Module | cannot be imported (No module named 'no_such')
 model ppll_cli.models.vit.Vit | did you mean ViT?
 model ViT | is not the dotted path of a class
-model ppll_cli.__version__ | is not a class
 model HERE.NoModel | it has no 'units'; see ppll_cli.models.unit.Model
 model HERE.Wider | running a sample through 'second' raised RuntimeError:
 model HERE.TwoNames | unit second returned Tensor instead of a tensor for each name that it writes
 model HERE.NoFunction | `build` of unit 'second' is no function that returns a network
 model HERE.NoName | unit 'second' writes (): it must write at least one tensor; give each tensor
-model HERE.NoNames | must be tuples of names, not None
 model HERE.SharedWeights | 'second' has the same 'weight' after two calls of its build(); build()
 local HERE.KeptHead | module 0 raised TypeError: the parameter 'head.1.weight' existed before the
 model HERE.NoBatch | 'second' writes 'x' with shape [1, 7, 64] for 7 samples; the first dimension
@@ -247,8 +245,6 @@ model HERE.Numbered | must return a list of at least one Unit, each with text as
 model HERE.Endless | its units() returns more than 10000 units; it may never end; put several
 model HERE.RaisesInConstructor | constructing it raised KeyError: 'where is it'; see line
 local fractions.Fraction | derive it from ppll_cli.local.method.LocalMethod
-local ppll_cli.local.method.LocalMethod | abstract method CRITERION
-local HERE.ReturnsNumber | the auxiliary network of module 0 raised TypeError: int was built
 local HERE.ReturnsModule | its criterion() must return a Criterion
 local HERE.MisfitHead | the auxiliary network of module 0 raised RuntimeError
 transport HERE.NoTransport | has no 'obstacle'; see ppll_cli.transport.channel.Transport
@@ -257,6 +253,10 @@ data HERE.Unreadable | loading the data raised RuntimeError: the disk is on fire
 """
 
 UNUSABLE_TOO = """
+model HERE.NoNames | must be tuples of names, not None
+local HERE.ReturnsNumber | the auxiliary network of module 0 raised TypeError: int was built
+local ppll_cli.local.method.LocalMethod | abstract method CRITERION
+model ppll_cli.__version__ | is not a class
 model HERE.OneNameTwice | unit 'second' writes ('x', 'x'): it must write
 model HERE.OneString | reads and writes of unit 'second' must be tuples of names, not 'x'; for
 model HERE.SetOfNames | must be tuples of names, not frozenset({'x'}); for example ("x",)

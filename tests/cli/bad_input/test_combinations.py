@@ -72,6 +72,7 @@ def combinations(draw: st.DrawFn) -> list[str]:
     return overrides + draw(key("checkpoint.keep", 1)) + draw(key("seed", 1, 2**63 - 1))
 
 
+@pytest.mark.slow
 @examples(
     max_examples=6,
     derandomize=True,

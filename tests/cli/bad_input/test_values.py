@@ -31,7 +31,6 @@ model=resnet32 data=synthetic model.dim=8 | model has _target_, depth
 +gpu=2 | did you mean gpus? there are model, data
 +model.dmi=2 | did you mean dim? it has dim, depth
 ~optim.lr | optim.lr= | has no value, and needs one
-~model | model= | has no value, and needs one
 ~model +model={_target_:own.M} | model= | ~model removes a group
 ~gpus | ~gpus= | there is nothing to delete
 gpus=??? | Missing mandatory value
@@ -56,7 +55,6 @@ TYPES = """
 gpus=1.5 | valid integer
 deterministic=1 | valid boolean
 data.mean=0.5 | valid list
-local=fba local.depth=x | valid integer
 checkpoint=3 | valid dictionary
 """
 
@@ -66,61 +64,41 @@ gpus=3 local.modules=2 | gpus=3 | use gpus=2 at most, or local.modules
 device=cuda | no CUDA device; use device=cpu
 schedule=zb_h1 recompute=true | recompute=false, or
 batch_size=1438 | use at most 1437
-data=synthetic data.train_samples=9 batch_size=4 local=dgl | batch_size=4 | use data.drop_last=true,
 optim.lr=-1 | greater than 0
 optim.nonfinite=go | 'stop' or 'skip'
-schedule=interleaved schedule.chunks=0 | must be greater than or equal to 1
 schedule=gpipe batch_size=4 schedule.microbatches=5 | use at most 4, or a larger batch_size
 """
 
 CUTS = """
 local.modules=11 | from 1 to 10
 local.cuts=[blocks.3,blocks.1] | in the model's order, each once; reorder them
-local.cuts=[blocks.1,blocks.1] | each once
 local.cuts=[blok.1] | use blocks.0, blocks.1
 local.cuts=8 | list of names of units, or the name
 local.cuts=K8 | give a list of names of units
 model=resnet32 data=synthetic local.cuts=K9 | the names are K2, K4, K8
-model=resnet32 data=synthetic model.depth=20 local.cuts=K8 | this model has none; or give a list
-model=resnet32 data=synthetic local.cuts=K8 local.modules=4 | local.cuts makes 8 modules
-model=resnet32 data=synthetic local.cuts=K2 gpus=3 | at most, or name more units in local.cuts
-local.cuts=[] gpus=2 | there is only 1 module; use gpus=1 at most, or name more units in local
 local.cuts=[head] local.modules=3 | local.cuts makes 2 modules; give only one of the two
 partition=manual gpus=3 partition.cuts=[head] | give 2 cuts, or gpus=2
-partition=manual gpus=3 partition.cuts=[head,blocks.1] | reorder them
-partition=manual gpus=3 partition.cuts=[blocks.1,haed] | use blocks.0, blocks.1
 gpus=2 local.cuts=[blocks.2,head] partition=manual partition.cuts=[blocks.1] | cut at blocks.2, head
 """
 
 MODELS = """
 model.heads=3 | possible: 1, 2, 4, 8
-model.patch=16 | possible: 1, 2, 4, 8
-model=resnet32 data=synthetic model.drop_path=-0.1 | greater than or equal to 0
 model.mlp_ratio=nan | use 4, for example
 model=resnet32 data=synthetic model.depth=33 | nearest: 32, 38
-model=resnet18 model.depth=19 data=synthetic | model.depth=19 | must be 18, 34, 50, 101 or 152
 model=resnet18 model.stem=imagenet | at least 32 x 32 pixels, but these have 8 x 8
 model.dim=1000000000 | less than or equal to 16777216
 """
 
 METHODS = """
-model=resnet32 data=synthetic local=vit_blocks | use a ViT model, or
 local=vit_blocks local.depth=2- | for example 2-0
-local=vit_blocks local.depth=[1,2] | local.depth=[1, 2] | give one number for each module but
-local=infopro local.weights=[1,2] | local.weights=[1, 2] | must be l1 and l2 of the first
-local.detection_head=level | is for detection; choose a data set with boxes
 fba=on local=dgl | fba=on | reads no feature bank; use local=fba
-fba=on fba.features=first | is the long skip of super-resolution, but this is another task
 """
 
 DATA = """
 data.root=/no/where | create it, or give null
-data.root= | create it, or give null
-data=fashion_scenes data.side=9 | greater than or equal to 32
 data=imagefolder | data.root=null | data.root=FOLDER, with the folders train and test
 data.augment=all | 'basic', 'randaugment' or 'none'
 data=fashion_scenes data.root=root data.download=false +data.mixup=1 | has no such option
-optim.label_smoothing=1 | less than 1
 data.val_fraction=1e-5 | data.val_fraction=1e-05 | or 0 for no `val`
 data.mean=[0.1,0.2] | data.mean=[0.1, 0.2] | give one value, or one per
 data.pad=8 | must be less than 8, the images' side in pixels
@@ -130,12 +108,34 @@ TRACKERS = """
 +tracker.name=x | ppll_cli.observe.tracker.NoTracker has no such
 tracker._target_=fractions.Fraction | cannot be used here: it has no 'start'; see ppll
 tracker=wandb tracker.project='' | tracker.project='' | must be a name without
-tracker=wandb tracker.project=a/b | must be a name without
 tracker=wandb tracker.upload.timeline=1 | tracker.upload={'timeline': 1 | must be
-tracker=wandb +tracker.upload.x=true | tracker.upload={'timeline': False | extra inputs are not
 """
 
 FURTHER = """
+tracker=wandb +tracker.upload.x=true | tracker.upload={'timeline': False | extra inputs are not
+partition=manual gpus=3 partition.cuts=[blocks.1,haed] | use blocks.0, blocks.1
+partition=manual gpus=3 partition.cuts=[head,blocks.1] | reorder them
+model=resnet32 data=synthetic model.depth=20 local.cuts=K8 | this model has none; or give a list
+model=resnet32 data=synthetic local.cuts=K2 gpus=3 | at most, or name more units in local.cuts
+model=resnet32 data=synthetic local.cuts=K8 local.modules=4 | local.cuts makes 8 modules
+~model | model= | has no value, and needs one
+tracker=wandb tracker.project=a/b | must be a name without
+model=resnet18 model.depth=19 data=synthetic | model.depth=19 | must be 18, 34, 50, 101 or 152
+model.patch=16 | possible: 1, 2, 4, 8
+local=vit_blocks local.depth=[1,2] | local.depth=[1, 2] | give one number for each module but
+local=infopro local.weights=[1,2] | local.weights=[1, 2] | must be l1 and l2 of the first
+local=fba local.depth=x | valid integer
+local.cuts=[blocks.1,blocks.1] | each once
+local.cuts=[] gpus=2 | there is only 1 module; use gpus=1 at most, or name more units in local
+data=synthetic data.train_samples=9 batch_size=4 local=dgl | batch_size=4 | use data.drop_last=true,
+local.detection_head=level | is for detection; choose a data set with boxes
+fba=on fba.features=first | is the long skip of super-resolution, but this is another task
+model=resnet32 data=synthetic local=vit_blocks | use a ViT model, or
+optim.label_smoothing=1 | less than 1
+schedule=interleaved schedule.chunks=0 | must be greater than or equal to 1
+data.root= | create it, or give null
+data=fashion_scenes data.side=9 | greater than or equal to 32
+model=resnet32 data=synthetic model.drop_path=-0.1 | greater than or equal to 0
 data=cifar | did you mean cifar10? there are cifar10, cifar100, coco
 partition=even | there are flops, manual, params
 schedule=gpip | did you mean gpipe? there are 1f1b, bp
@@ -213,7 +213,7 @@ tracker=wandb tracker.tags=x | must be a valid list
 tracker=wandb tracker.finish_timeout_s=0 | must be greater than 0
 tracker=tensorboard tracker.dir=3 | must be a valid string
 """
-"""Slow cases: checks of other keys that are made as those of the tables above."""
+"""Slow cases: checks that are made as those of the tables above, or are tested elsewhere."""
 
 TABLES = [OPTIONS, KEYS, COMMAND_LINES, TYPES, VALUES, CUTS, MODELS, METHODS, DATA, TRACKERS]
 

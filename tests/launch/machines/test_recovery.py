@@ -96,9 +96,10 @@ def test_a_machine_without_shared_memory_refuses_the_start(
         assert line.startswith("ppll-run: recover=stage: machine 1's channels and snapshots take")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("unit", "stage"),
-    [("second", 1), pytest.param("third", 2, marks=pytest.mark.slow)],
+    [("second", 1), ("third", 2)],
     ids=["leader", "follower"],
 )
 def test_a_killed_stage_next_to_another_machine_ends_the_run(

@@ -95,7 +95,11 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Case]:
 
 
 @pytest.mark.parametrize(
-    ("act", "reason"), [("raise", "the third pass is too much"), ("kill", "killed by SIGKILL")]
+    ("act", "reason"),
+    [
+        pytest.param("raise", "the third pass is too much", marks=pytest.mark.slow),
+        ("kill", "killed by SIGKILL"),
+    ],
 )
 def test_a_worker_that_dies_ends_the_benchmark(
     faulty: Callable[[str], Case], act: str, reason: str
