@@ -57,6 +57,11 @@ def watching(seed: int, module: int, step: int) -> int:
     return _seed("watching", seed, module, step, 0)
 
 
+def loading() -> int:
+    """Return the seed for what a data set draws from global generators while it is loaded."""
+    return _seed("loading")
+
+
 def training_batch(seed: int, epoch: int, batch: int) -> int:
     """Return the seed for what a data set draws from global generators for a training batch."""
     return _seed("training batch", seed, epoch, batch)

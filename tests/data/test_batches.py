@@ -213,6 +213,14 @@ class Noise:
         return self.train(0, 0)
 
 
+class NoiseInAdvance(Noise):
+    in_advance = True
+
+
+class Derived(NoiseInAdvance):
+    """It may draw differently from its base class."""
+
+
 DRAWS = pytest.mark.parametrize(
     ("draw", "library"),
     [
@@ -226,7 +234,7 @@ DRAWS = pytest.mark.parametrize(
 
 @DRAWS
 def test_batches_with_global_random_numbers_depend_only_on_the_seed_and_their_number(
-    draw: Callable[[], float], library: str, caplog: pytest.LogCaptureFixture
+    draw: Callable[[], float], library: str
 ) -> None:
     def numbers(seed: int, first: int) -> list[float]:
         ahead, found = Ahead(Noise(draw), threads=1, seed=seed), []
@@ -236,19 +244,18 @@ def test_batches_with_global_random_numbers_depend_only_on_the_seed_and_their_nu
         return found
 
     once = numbers(0, 0)
-    (warning,) = caplog.messages
-    assert f"from the global generator of {library}, which" in warning
     assert len(set(once)) == 7
     assert numbers(0, 0) == once
     assert numbers(0, 4) == once[4:]
     assert not set(numbers(1, 0)) & set(once)
 
 
+@pytest.mark.parametrize("kind", [Noise, Derived])
 @DRAWS
-def test_a_batch_with_global_random_numbers_is_made_while_the_caller_waits(
-    draw: Callable[[], float], library: str
+def test_the_caller_waits_for_a_batch_with_global_random_numbers(
+    draw: Callable[[], float], library: str, kind: type[Noise]
 ) -> None:
-    noise = Noise(draw)
+    noise = kind(draw)
     ahead, states = Ahead(noise, threads=1, seed=0), (torch.get_rng_state(), random_states())
     for batch in range(3):
         ahead.train(0, batch)
@@ -258,29 +265,62 @@ def test_a_batch_with_global_random_numbers_is_made_while_the_caller_waits(
 
 
 @DRAWS
-def test_evaluation_batches_do_not_depend_on_earlier_random_numbers(
+def test_a_batch_in_advance_must_not_have_global_random_numbers(
     draw: Callable[[], float], library: str
 ) -> None:
-    def numbers(seed: int) -> list[float]:
-        draw()
-        ahead = Ahead(Noise(draw), threads=1, seed=seed)
-        return [
-            ahead.evaluation(split, n, 4)["x"].item() for split in ("val", "test") for n in (0, 1)
-        ]
-
-    assert numbers(0) == numbers(1)
-    assert len(set(numbers(0))) == 4
+    refused = rf"NoiseInAdvance has in_advance=True, but .* global generator of {library}:"
+    with pytest.raises(TypeError, match=refused):
+        Ahead(NoiseInAdvance(draw), threads=1, seed=0).train(0, 0)
 
 
-def test_a_generator_of_its_own_needs_no_waiting(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_batch_in_advance_may_have_numbers_of_its_own_generator() -> None:
     begun = Queue[None]()
 
     def draw() -> float:
         begun.put(None)
         return float(torch.rand((), generator=generator_of(1)))
 
-    ahead = Ahead(Noise(draw), threads=1, seed=0)
-    ahead.train(0, 0)
+    Ahead(NoiseInAdvance(draw), threads=1, seed=0).train(0, 0)
     for _ in range(2):  # the second batch too, though nobody has asked for it
         begun.get(timeout=30)
-    assert not caplog.messages
+
+
+@DRAWS
+def test_an_error_while_a_batch_is_made_restores_the_generators(
+    draw: Callable[[], float], library: str
+) -> None:
+    def fail() -> float:
+        draw()
+        raise ValueError("no picture")
+
+    before = torch.get_rng_state(), random_states()
+    with pytest.raises(ValueError, match="no picture"):
+        Ahead(Noise(fail), threads=1, seed=0).train(0, 0)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random_states() == before[1]
+
+
+@DRAWS
+def test_evaluation_batches_do_not_depend_on_earlier_random_numbers(
+    draw: Callable[[], float], library: str
+) -> None:
+    def numbers(seed: int) -> list[float]:
+        draw()
+        ahead = Ahead(Noise(draw), threads=1, seed=seed)
+        asked = [(split, number) for split in ("val", "test") for number in (0, 1)]
+        return [ahead.evaluation(*each, 4)["x"].item() for each in asked]
+
+    assert numbers(0) == numbers(1)
+    assert len(set(numbers(0))) == 4
+
+
+def test_images_that_are_normalised_twice_are_refused(make: Callable[..., Batches]) -> None:
+    batches = make()
+
+    def scaled(epoch: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = Batches.training_images(batches, epoch, batch)
+        return images / 255, labels
+
+    batches.training_images = scaled  # type: ignore[method-assign]
+    with pytest.raises(TypeError, match=r"Batches made torch.float32 images, but .* uint8"):
+        batches.train(0, 0)

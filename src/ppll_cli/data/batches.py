@@ -3,12 +3,10 @@
 Batch b of epoch e depends only on (seed, e, b). Legend: B batch, C channels, H height, W width.
 """
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -20,20 +18,12 @@ from ppll_cli.data.classified import Classified
 from ppll_cli.data.files import Files
 from ppll_cli.data.mixing import mixed, unmixed
 from ppll_cli.data.randaugment import rand_augment
-from ppll_cli.data.source import BatchMaker
+from ppll_cli.data.source import BatchMaker, Dataset
 from ppll_cli.data.staging import CPU, SideStream, to_device
 from ppll_cli.errors import ConfigError
-from ppll_cli.leaves.random_states import random_states, seeded
+from ppll_cli.leaves.random_states import generators_of, random_states, seeded
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.classification import LABEL
-
-log = logging.getLogger(__name__)
-
-DRAWS_GLOBALLY = (
-    "the data set draws random numbers from the global generator of %s, which networks may use "
-    "too, so the training waits while a batch is made. Batches are made during the training if the "
-    "data set draws from generator_of(seeding.augmentation(seed, epoch, batch))"
-)
 
 
 def steps_per_epoch(samples: int, batch_size: int, drop_last: bool) -> int:
@@ -82,7 +72,11 @@ class SplitBatches(Generic[Data, Content]):
         self._latest: tuple[int, Tensor] | None = None  # latest argument and result of `order`
 
     def order(self, epoch: int) -> Tensor:
-        """Return the indices of all N training samples in the order of an epoch, int64 [N]."""
+        """Return the indices of all N training samples in the order of an epoch, int64 [N].
+
+        The order must not depend on the batch that is being made, so it needs a generator of its
+        own: the global generators are seeded for each batch.
+        """
         if self._latest is None or self._latest[0] != epoch:
             generator = generator_of(seeding.sample_order(self.seed, epoch))
             order = torch.randperm(len(self.splits["train"]), generator=generator)
@@ -131,7 +125,7 @@ class ImageBatches(SplitBatches[Classified, Content], ABC):
 
     @abstractmethod
     def training_images(self, epoch: int, batch: int) -> Images:
-        """Return the images and labels of a training batch. The images are not augmented."""
+        """Return the images and labels of a training batch, before `data.augment` is applied."""
 
     @abstractmethod
     def evaluation_images(self, split: str, first: int, last: int) -> Images:
@@ -161,11 +155,16 @@ class ImageBatches(SplitBatches[Classified, Content], ABC):
         return unmixed(named) if self.dataset.mixed else named
 
     def _named(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        if images.dtype != torch.uint8:
+            name = type(self).__name__
+            raise TypeError(f"{name} made {images.dtype} images, but normalisation needs uint8")
         return {IMAGE: normalise(images, self._mean, self._std), LABEL: labels}
 
 
 class Batches(ImageBatches[Split]):
     """Makes batches from splits whose images are kept on the device as uint8."""
+
+    in_advance = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -184,9 +183,25 @@ class Batches(ImageBatches[Split]):
         return whole.images[first:last], whole.labels[first:last]
 
 
-def evaluation_batch(maker: BatchMaker, split: str, batch: int, size: int) -> dict[str, Tensor]:
+def split_data(dataset: Dataset) -> Any:
+    """Load the splits of a data set, with seeded global generators. See `Dataset.load`."""
+    with seeded(seeding.loading()):
+        return dataset.load()
+
+
+def batch_maker(
+    dataset: Dataset, splits: Any, batch_size: int, seed: int, device: torch.device
+) -> BatchMaker:
+    """Call `dataset.batches`, with seeded global generators. See `Dataset.batches`."""
+    with seeded(seeding.loading(), device):
+        return dataset.batches(splits, batch_size, seed, device)
+
+
+def evaluation_batch(
+    maker: BatchMaker, split: str, batch: int, size: int, device: torch.device
+) -> dict[str, Tensor]:
     """Make an evaluation batch, with seeded global generators. See `BatchMaker.evaluation`."""
-    with seeded(seeding.evaluation_batch(split, batch)):
+    with seeded(seeding.evaluation_batch(split, batch), device):
         return maker.evaluation(split, batch, size)
 
 
@@ -195,31 +210,36 @@ Made = tuple[dict[str, Tensor], torch.cuda.Event | None]
 
 
 class Ahead:
-    """Makes the next training batch in a thread while the worker trains on the current one.
+    """Makes training batches in a thread, if possible in advance while the worker trains.
 
     The thread has a CUDA stream of its own, and torch uses up to `threads` CPU threads in it.
     Evaluation batches are made in the caller's thread, on the caller's stream. `batches` makes the
     batches, on `device`; `seed` is the run's seed.
 
-    Networks draw from torch's global generator, for example for dropout. So if the first training
-    batch draws from a global generator of torch, Python or NumPy, no batch is made while the worker
-    trains, and these generators are seeded for each batch.
+    Networks draw from torch's global generators, for example for dropout. So a batch is made in
+    advance only if the class of `batches` says that it does not draw from global generators
+    (`in_advance`). Else the caller waits while a batch is made, and the generators are seeded.
     """
 
     def __init__(
         self, batches: BatchMaker, threads: int, seed: int, device: torch.device = CPU
     ) -> None:
-        self._batches, self._seed = batches, seed
-        self.evaluation = partial(evaluation_batch, batches)
+        self._batches, self._seed, self._device = batches, seed, device
         self._side = SideStream(device)
         self._thread = ThreadPoolExecutor(
             1, thread_name_prefix="batches", initializer=self._begin, initargs=(threads,)
         )
+        # A subclass may draw differently from its base class.
+        self._in_advance = bool(vars(type(batches)).get("in_advance"))
+        self._checked = False
         self._next: tuple[tuple[int, int], Future[Made]] | None = None
-        self._draws_globally: bool | None = None  # unknown until the first batch was made
+
+    def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
+        """Make an evaluation batch."""
+        return evaluation_batch(self._batches, split, batch, size, self._device)
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
-        """Return a training batch, and start to make the next one.
+        """Return a training batch, and start to make the next one if it can be made in advance.
 
         If making the batch failed in the thread, raise the thread's exception.
         """
@@ -228,9 +248,8 @@ class Ahead:
         assert self._next is not None
         tensors, made = self._next[1].result()
         self._side.hand_over(tensors, made)
-        if self._draws_globally:
-            self._next = None
-        else:
+        self._next, self._checked = None, True
+        if self._in_advance:
             last = batch + 1 == self._batches.steps_per_epoch
             self._start(*((epoch + 1, 0) if last else (epoch, batch + 1)))
         return tensors
@@ -243,18 +262,24 @@ class Ahead:
         self._side.enter()
 
     def _make(self, epoch: int, batch: int) -> Made:
-        if self._draws_globally is False:
+        if self._in_advance and self._checked:
             return self._batches.train(epoch, batch), self._side.mark()
-        with seeded(seeding.training_batch(self._seed, epoch, batch)):  # the worker waits meanwhile
-            before = _global_states()
+        with seeded(seeding.training_batch(self._seed, epoch, batch), self._device):
+            before = self._states()
             tensors = self._batches.train(epoch, batch)
-            if self._draws_globally is None:
-                drawn = [name for name, state in _global_states().items() if state != before[name]]
-                self._draws_globally = bool(drawn)
-                if drawn:
-                    log.warning(DRAWS_GLOBALLY, drawn[0])
+            if self._in_advance:  # this is the first batch, so the caller waits for it
+                self._check(before)
         return tensors, self._side.mark()
 
+    def _states(self) -> dict[str, Any]:
+        generators = generators_of(self._device)
+        return {"torch": [each.get_state().tolist() for each in generators], **random_states()}
 
-def _global_states() -> dict[str, Any]:
-    return {"torch": torch.get_rng_state().numpy().tobytes(), **random_states()}
+    def _check(self, before: dict[str, Any]) -> None:
+        drawn = [name for name, state in self._states().items() if state != before[name]]
+        if drawn:
+            raise TypeError(
+                f"{type(self._batches).__name__} has in_advance=True, but its train() draws random "
+                f"numbers from the global generator of {' and '.join(drawn)}: remove in_advance, "
+                "or draw from generator_of(seeding.augmentation(seed, epoch, batch))"
+            )

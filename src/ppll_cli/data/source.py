@@ -60,14 +60,18 @@ class BatchMaker(Protocol):
     def train(self, epoch: int, batch: int) -> "dict[str, Tensor]":
         """Make a training batch. The batch depends only on the run's seed, `epoch` and `batch`.
 
-        Draw random numbers from a generator that is seeded from these three, for example
-        `ppll_cli.data.batches.generator_of(seeding.augmentation(seed, epoch, batch))`, with
-        `seeding` from `ppll_cli`. The global generators of torch, Python and NumPy can be used too:
-        they are seeded before each call. But if the first batch draws from them, the training waits
-        whenever a batch is made. If the first batch does not, later batches must not either.
+        The global generators of torch, Python and NumPy are seeded before each call, so random
+        numbers from them are allowed, if they are drawn in the calling thread. But networks draw
+        from torch's generators too, so the training waits while a batch is made.
 
-        A separate thread calls this method; on CUDA, the thread has a stream of its own. Meanwhile
-        the run may still read earlier batches, so do not write into tensors of earlier batches.
+        Batches are made in advance, during the training, if the class of the batch maker itself
+        (not only a base class) has the attribute `in_advance = True`. Then this method must not
+        draw from global generators, but for example from
+        `ppll_cli.data.batches.generator_of(seeding.augmentation(seed, epoch, batch))`, with
+        `seeding` from `ppll_cli`. The first batch of each process is checked.
+
+        A separate thread calls this method; on CUDA, the thread has a stream of its own. The run
+        may still read earlier batches, so do not write into tensors of earlier batches.
         Copy tensors to the device with `ppll_cli.data.staging.to_device`, which does not wait for
         the device. Epochs, and the batches of an epoch, are numbered from 0.
         """
@@ -75,9 +79,10 @@ class BatchMaker(Protocol):
     def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":
         """Make an evaluation batch, without augmentation. Samples keep their order in the split.
 
-        The batch depends only on the arguments. Names and dtypes of the tensors are those of a
-        training batch. The batches of a split are numbered from 0; only the last may have fewer
-        than `size` samples.
+        The batch depends only on the arguments; the global generators are seeded before each call.
+        Names and dtypes of the tensors are those of a training batch. The batches of a split are
+        numbered from 0; only the last may have fewer than `size` samples. Schedules may differ in
+        `size`.
         """
 
 

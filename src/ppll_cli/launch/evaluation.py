@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppll_cli.data.batches import evaluation_batch
+from ppll_cli.data.batches import batch_maker, evaluation_batch
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.schedule import schedule_of
 from ppll_cli.launch.loaded import OURS, LoadedRun
@@ -57,7 +57,7 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
     ours = str(config.get("_target_")).startswith(OURS)
     schedule = schedule_of(config) if ours else None  # a user's class is not imported here
     size = _size(run, schedule, batch_size)
-    maker = dataset.batches(splits, run.settings.batch_size, run.settings.seed, run.device)
+    maker = batch_maker(dataset, splits, run.settings.batch_size, run.settings.seed, run.device)
     samples, task, replicas = len(splits[split]), run.task, run.settings.replicas
     sums = [Sums() for _ in range(replicas)]  # as in the run: one sum for each replica's batches
     rows: list[Tensor] = []
@@ -69,7 +69,7 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
         # The last bits of the results depend on the number of threads.
         torch.set_num_threads(run.settings.threads_per_worker)
         for number, first in enumerate(range(0, samples, size)):
-            values = evaluation_batch(maker, split, number, size)
+            values = evaluation_batch(maker, split, number, size, run.device)
             inputs = {name: values[name] for name in run.data.input_spec.specs}
             prediction = run.apply(inputs, number)
             with torch.no_grad(), run.numerics.autocast(run.device):

@@ -24,13 +24,13 @@ from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.placing import placed
 from ppll_cli.launch.resume import UNNAMED, recorded_in
 from ppll_cli.leaves.names import class_path
+from ppll_cli.leaves.random_states import generators_of, seed_each
 from ppll_cli.leaves.values import InputSpec
 from ppll_cli.models.plain import PlainModel
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.prepare.loading import LoadedData, load_data
 from ppll_cli.prepare.subject import make_units
 from ppll_cli.tasks.task import Task
-from ppll_cli.worker.generators import generators_of, seed_each
 
 OURS = "ppll_cli."
 """Prefix of the import paths of this program's own classes."""

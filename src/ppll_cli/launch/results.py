@@ -20,6 +20,7 @@ from ppll_cli.job.job import Job
 from ppll_cli.launch.failure import run_failed
 from ppll_cli.launch.machines.others import Report
 from ppll_cli.leaves.files import remove, write_json
+from ppll_cli.leaves.random_states import seeded
 from ppll_cli.models.plain import PlainModel
 from ppll_cli.observe import timeline
 from ppll_cli.observe.logs import only_warn, to_file
@@ -123,8 +124,7 @@ def write_samples(job: Job, run_dir: Path) -> None:
     folder = run_dir / "samples"
     shutil.rmtree(folder, ignore_errors=True)
     # A resumed run draws the same pictures, even if the model draws random numbers in evaluation.
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.default_generator.manual_seed(job.settings.seed)
+    with seeded(job.settings.seed), torch.no_grad():
         draw(model, folder)
 
 

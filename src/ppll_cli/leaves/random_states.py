@@ -4,25 +4,50 @@ The program itself draws only from torch's. A user's own code may draw from all 
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
+CPU = torch.device("cpu")
+
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU generators of torch, Python and NumPy in a `with` body; then restore them."""
-    states = random_states()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` also seeds devices
-        seed_generators(seed)
-        try:
-            yield
-        finally:
-            restore_random_states(states)
+def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
+    """Seed all global generators in a `with` body; then restore them.
+
+    On CUDA the generators of torch are those of the CPU and of `device`.
+    """
+    generators = generators_of(device)
+    before = [generator.get_state() for generator in generators]
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    seed_each(generators, seed)
+    seed_generators(seed)
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+
+
+def generators_of(device: torch.device) -> list[torch.Generator]:
+    """Return the CPU's default generator and, if `device` is on CUDA, also the device's."""
+    found = [torch.default_generator]
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        found.append(torch.cuda.default_generators[index])
+    return found
+
+
+def seed_each(generators: Iterable[torch.Generator], seed: int) -> None:
+    """Seed generators of torch."""
+    # `torch.manual_seed` would seed every device, and format a stack trace in each call.
+    for generator in generators:
+        generator.manual_seed(seed)
 
 
 def seed_generators(seed: int) -> None:

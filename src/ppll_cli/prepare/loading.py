@@ -7,6 +7,7 @@ from typing import Any
 
 from ppll_cli.config.options import as_typed
 from ppll_cli.config.targets import blaming, make, require
+from ppll_cli.data.batches import split_data
 from ppll_cli.data.dataset import ImageDataset
 from ppll_cli.data.identity import Identity
 from ppll_cli.data.source import Dataset, EvaluationForm
@@ -65,7 +66,7 @@ def load_data(config: Mapping[str, Any]) -> LoadedData:
     require(key, path, dataset, DATA_SET, f"derive it from {class_path(ImageDataset)}")
     with blaming(key, path, "loading the data"):
         dataset.prepare()
-        splits = dataset.load()
+        splits = split_data(dataset)
         image, task = dataset.image_spec(splits), dataset.task
         loaded = LoadedData(dataset, splits, image, task, dataset.evaluation_form(splits))
         if fault := _fault_of(loaded):

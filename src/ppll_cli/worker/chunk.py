@@ -18,10 +18,10 @@ from ppll_cli.job.job import Job
 from ppll_cli.job.learning_rate import learning_rate
 from ppll_cli.job.optimizer import clip, squared_norm
 from ppll_cli.job.recompute import recomputed
+from ppll_cli.leaves.random_states import generators_of, seed_each
 from ppll_cli.local.method import Site
 from ppll_cli.tasks.task import measured
 from ppll_cli.transport.replicas import Replicas
-from ppll_cli.worker.generators import generators_of, seed_each
 from ppll_cli.worker.networks import Networks
 from ppll_cli.worker.sums import Sums
 from ppll_cli.worker.tensors import Tensors

@@ -8,8 +8,8 @@ from torch import Tensor
 from ppll_cli import seeding
 from ppll_cli.job.course import Version
 from ppll_cli.job.job import Job
+from ppll_cli.leaves.random_states import generators_of, seed_each
 from ppll_cli.pipeline.instructions import ReadWeights, ReceiveWeights, SendWeights
-from ppll_cli.worker.generators import generators_of, seed_each
 from ppll_cli.worker.mail import Mail
 from ppll_cli.worker.networks import Networks
 from ppll_cli.worker.views import unchanged

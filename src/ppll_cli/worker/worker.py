@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ppll_cli.config.targets import make
-from ppll_cli.data.batches import Ahead
+from ppll_cli.data.batches import Ahead, batch_maker, split_data
 from ppll_cli.data.source import Dataset
 from ppll_cli.job import checkpoint, parts
 from ppll_cli.job.course import Batch, EvaluationBatch, Item, TrainBatch, split_share
@@ -115,7 +115,7 @@ class Worker:
         job, settings = self.job, self.job.settings
         dataset: Dataset = make("data", settings.data)
         size, seed = job.course.batch_size, settings.seed
-        batches = dataset.batches(dataset.load(), size, seed, self.device)
+        batches = batch_maker(dataset, split_data(dataset), size, seed, self.device)
         return Ahead(batches, job.threads, seed, self.device)
 
     def run(self) -> None:

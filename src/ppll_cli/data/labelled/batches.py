@@ -28,6 +28,8 @@ class LoadedBatches(ImageBatches[Listing]):
     evaluation batches.
     """
 
+    in_advance = True
+
     dataset: "LabelledPictures"
 
     def __post_init__(self) -> None:

@@ -30,6 +30,8 @@ class PatchBatches(SplitBatches[Files, PictureSplit]):
 
     dataset: "PictureDataset"
 
+    in_advance = True
+
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """Make a training batch of patches at random places of random pictures.
 

@@ -42,6 +42,8 @@ class SceneBatches(SplitBatches[Files, Scenes]):
 
     dataset: "DetectionDataset"
 
+    in_advance = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._targets = self.dataset.task.targets
