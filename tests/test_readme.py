@@ -211,6 +211,26 @@ def test_accuracies_with_sixteen_modules_are_the_measured_ones() -> None:
         assert shown == cells_of(found, by_seed(rows, f"{model} bp 1"))
 
 
+def test_detection_over_three_seeds_is_the_measured_one() -> None:
+    page = (DOCS / "benchmarks" / "beyond.md").read_text().partition("## Super-resolution")[0]
+    short, longer = page.split("### Four times as many scenes")
+    for text, file, methods in ((short, "beyond.json", 5), (longer, "beyond-4.json", 3)):
+        lines = re.findall(
+            r"^\| (.+) \| (\d) \| (.+ ± .+) \| (.+ ± .+) \|(.*)\|$", text, re.MULTILINE
+        )
+        assert len(lines) == methods
+        rows = results_of(file)
+        bp = seeds_of(rows, "detection bp")
+        for method, modules, *shown, gap in lines:
+            found = seeds_of(rows, f"detection {method}" + f" {modules}" * (method != "bp"))
+            assert shown == [averaged(found, metric, ".3f") for metric in ("ap", "ap50")]
+            assert gap.strip() == ("" if method == "bp" else difference(found, bp, "ap", ".3f"))
+
+
+def seeds_of(rows: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    return [rows[f"{name} trained{end}"] for end in ("", " seed 1", " seed 2")]
+
+
 def test_speeds_in_the_docs_are_the_measured_ones() -> None:
     """The figures of the page are compared, rounded as they are shown."""
     docs = DOCS / "benchmarks"
