@@ -9,8 +9,7 @@ import torch
 
 from tests.conftest import assert_same, own_model, with_settings
 from tests.worker.cases import DATA, RESNET, SGD, VIT
-from tests.worker.chunks import CASES as UNITS_OF
-from tests.worker.chunks import job_of, kinds, trained
+from tests.worker.chunks import MODELS, job_of, kinds, trained
 from tests.worker.inside import Outcome, run_inside
 
 CASES = {
@@ -108,7 +107,7 @@ def test_replicas_average_the_same_gradients(tmp_path: Path, case: list[str]) ->
     "model",
     [
         pytest.param(m, marks=[pytest.mark.slow] * (m not in ("vit", "skipping", "resnet32")))
-        for m in UNITS_OF
+        for m in MODELS
     ],
 )
 def test_every_unit_has_the_same_gradients(
