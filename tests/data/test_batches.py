@@ -11,7 +11,7 @@ import torch
 from ppll_cli.data.batches import Ahead, Batches, generator_of, steps_per_epoch
 from ppll_cli.data.synthetic import Synthetic
 from ppll_cli.errors import ConfigError
-from ppll_cli.leaves.random_states import random_states
+from ppll_cli.leaves.random_states import noticed_draws
 from tests.no_waiting import DEVICE, NoWaiting
 
 Options = Callable[..., dict[str, Any]]
@@ -256,12 +256,12 @@ def test_the_caller_waits_for_a_batch_with_global_random_numbers(
     draw: Callable[[], float], library: str, kind: type[Noise]
 ) -> None:
     noise = kind(draw)
-    ahead, states = Ahead(noise, threads=1, seed=0), (torch.get_rng_state(), random_states())
-    for batch in range(3):
-        ahead.train(0, batch)
-        assert noise.made == batch + 1
-    assert torch.equal(torch.get_rng_state(), states[0])
-    assert random_states() == states[1]
+    ahead = Ahead(noise, threads=1, seed=0)
+    with noticed_draws([torch.default_generator]) as drawn:
+        for batch in range(3):
+            ahead.train(0, batch)
+            assert noise.made == batch + 1
+    assert drawn == []
 
 
 @DRAWS
@@ -293,11 +293,12 @@ def test_an_error_while_a_batch_is_made_restores_the_generators(
         draw()
         raise ValueError("no picture")
 
-    before = torch.get_rng_state(), random_states()
-    with pytest.raises(ValueError, match="no picture"):
+    with (
+        noticed_draws([torch.default_generator]) as drawn,
+        pytest.raises(ValueError, match="no picture"),
+    ):
         Ahead(Noise(fail), threads=1, seed=0).train(0, 0)
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert random_states() == before[1]
+    assert drawn == []
 
 
 @DRAWS

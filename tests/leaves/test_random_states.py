@@ -7,6 +7,7 @@ import torch
 
 from ppll_cli.leaves.random_states import (
     generators_of,
+    noticed_draws,
     random_states,
     restore_random_states,
     seeded,
@@ -45,3 +46,16 @@ def test_states_can_be_restored() -> None:
     expected = random.random(), np.random.rand()
     restore_random_states(states)
     assert (random.random(), np.random.rand()) == expected
+
+
+@pytest.mark.parametrize(
+    ("draw", "library"), list(zip(DRAWS, ["torch", "torch", "numpy.random", "random"], strict=True))
+)
+def test_each_draw_is_noticed(draw: Callable[[], float], library: str) -> None:
+    generators = generators_of(torch.device("cuda", 1))
+    with noticed_draws(generators) as drawn:
+        draw()
+    assert drawn == [library]
+    with noticed_draws(generators) as drawn, seeded(0, torch.device("cuda", 1)):
+        draw()
+    assert drawn == []

@@ -4,8 +4,9 @@ Batch b of epoch e depends only on (seed, e, b). Legend: B batch, C channels, H 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sized
+from collections.abc import Iterator, Mapping, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -21,7 +22,7 @@ from ppll_cli.data.randaugment import rand_augment
 from ppll_cli.data.source import BatchMaker, Dataset
 from ppll_cli.data.staging import CPU, SideStream, to_device
 from ppll_cli.errors import ConfigError
-from ppll_cli.leaves.random_states import generators_of, random_states, seeded
+from ppll_cli.leaves.random_states import generators_of, noticed_draws, seeded
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.classification import LABEL
 
@@ -248,7 +249,7 @@ class Ahead:
         assert self._next is not None
         tensors, made = self._next[1].result()
         self._side.hand_over(tensors, made)
-        self._next, self._checked = None, True
+        self._next = None
         if self._in_advance:
             last = batch + 1 == self._batches.steps_per_epoch
             self._start(*((epoch + 1, 0) if last else (epoch, batch + 1)))
@@ -262,24 +263,24 @@ class Ahead:
         self._side.enter()
 
     def _make(self, epoch: int, batch: int) -> Made:
-        if self._in_advance and self._checked:
-            return self._batches.train(epoch, batch), self._side.mark()
-        with seeded(seeding.training_batch(self._seed, epoch, batch), self._device):
-            before = self._states()
+        with self._making(epoch, batch):
             tensors = self._batches.train(epoch, batch)
-            if self._in_advance:  # this is the first batch, so the caller waits for it
-                self._check(before)
         return tensors, self._side.mark()
 
-    def _states(self) -> dict[str, Any]:
-        generators = generators_of(self._device)
-        return {"torch": [each.get_state().tolist() for each in generators], **random_states()}
+    def _making(self, epoch: int, batch: int) -> AbstractContextManager[None]:
+        if not self._in_advance:
+            return seeded(seeding.training_batch(self._seed, epoch, batch), self._device)
+        return nullcontext() if self._checked else self._without_global_draws()
 
-    def _check(self, before: dict[str, Any]) -> None:
-        drawn = [name for name, state in self._states().items() if state != before[name]]
+    @contextmanager
+    def _without_global_draws(self) -> Iterator[None]:
+        """Check the first batch. The caller waits for it, so nobody else draws meanwhile."""
+        with noticed_draws(generators_of(self._device)) as drawn:
+            yield
         if drawn:
             raise TypeError(
                 f"{type(self._batches).__name__} has in_advance=True, but its train() draws random "
                 f"numbers from the global generator of {' and '.join(drawn)}: remove in_advance, "
                 "or draw from generator_of(seeding.augmentation(seed, epoch, batch))"
             )
+        self._checked = True

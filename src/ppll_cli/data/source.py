@@ -60,13 +60,13 @@ class BatchMaker(Protocol):
     def train(self, epoch: int, batch: int) -> "dict[str, Tensor]":
         """Make a training batch. The batch depends only on the run's seed, `epoch` and `batch`.
 
-        The global generators of torch, Python and NumPy are seeded before each call, so random
-        numbers from them are allowed, if they are drawn in the calling thread. But networks draw
-        from torch's generators too, so the training waits while a batch is made.
+        The program seeds the global generators of torch, Python and NumPy before each call. This
+        method may draw from them, but only in the calling thread. The training waits while a batch
+        is made, because networks draw from torch's generators too.
 
-        Batches are made in advance, during the training, if the class of the batch maker itself
-        (not only a base class) has the attribute `in_advance = True`. Then this method must not
-        draw from global generators, but for example from
+        Batches are made during the training if the class of the batch maker has the attribute
+        `in_advance = True`; an attribute of a base class does not count. Then the generators are
+        not seeded, and this method must not draw from them, but for example from
         `ppll_cli.data.batches.generator_of(seeding.augmentation(seed, epoch, batch))`, with
         `seeding` from `ppll_cli`. The first batch of each process is checked.
 

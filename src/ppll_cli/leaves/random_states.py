@@ -4,7 +4,7 @@ The program itself draws only from torch's. A user's own code may draw from all 
 """
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +32,22 @@ def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
             generator.set_state(state)
         random.setstate(of_python)
         np.random.set_state(of_numpy)
+
+
+@contextmanager
+def noticed_draws(generators: Sequence[torch.Generator] = ()) -> Iterator[list[str]]:
+    """Yield a list. After the `with` body it names the libraries from which the body has drawn.
+
+    Draws from the global generators of Python and NumPy are noticed, and draws from `generators`,
+    which are torch's.
+    """
+    drawn: list[str] = []
+    of_torch, others = [each.get_state() for each in generators], random_states()
+    yield drawn
+    now = [each.get_state() for each in generators]
+    if not all(map(torch.equal, of_torch, now)):
+        drawn.append("torch")
+    drawn += [library for library, state in random_states().items() if state != others[library]]
 
 
 def generators_of(device: torch.device) -> list[torch.Generator]:

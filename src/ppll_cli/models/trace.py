@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ppll_cli.errors import noted
-from ppll_cli.leaves.random_states import random_states
+from ppll_cli.leaves.random_states import noticed_draws
 from ppll_cli.leaves.values import ValueSpec, empty, spec_of
 from ppll_cli.models.counters import counters
 from ppll_cli.models.fitness import (
@@ -167,15 +167,14 @@ def _drawing_with_torch() -> Iterator[None]:
     Workers seed only torch's generator for each unit and batch. Other random numbers would differ
     between schedules and after a resume.
     """
-    before = random_states()
-    yield
-    for library, state in random_states().items():
-        if state != before[library]:
-            raise TypeError(
-                f"forward() draws random numbers with {library}: draw them with torch, for example "
-                "torch.rand(()), because only torch's random numbers are equal under each schedule "
-                "and after a resume"
-            )
+    with noticed_draws() as drawn:
+        yield
+    if drawn:
+        raise TypeError(
+            f"forward() draws random numbers with {drawn[0]}: draw them with torch, for example "
+            "torch.rand(()), because only torch's random numbers are equal under each schedule "
+            "and after a resume"
+        )
 
 
 def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedUnit]:
