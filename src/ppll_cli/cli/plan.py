@@ -109,9 +109,13 @@ def _count(text: str) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the command line asks for: numbers of devices, and the configuration of each schedule.
+    """The runs whose speed is predicted: each schedule, on each number of devices.
 
-    `replicas` has the numbers of replicas to plan for; None to find the fastest number.
+    Attributes:
+        gpus: Numbers of devices.
+        replicas: Numbers of replicas of each stage; None if the fastest number is to be found.
+        configs: The configuration of each schedule, by its name.
+        choices: The chosen option of each configuration group.
     """
 
     gpus: tuple[int, ...]
@@ -121,7 +125,7 @@ class Plan:
 
     @classmethod
     def compose(cls, overrides: Sequence[str]) -> Self:
-        """Compose the configuration of each schedule.
+        """Make a plan from the overrides of a command line.
 
         Raises:
             ConfigError: A configuration cannot be composed, or its settings are wrong.
@@ -145,11 +149,11 @@ class Plan:
     def settings(self, name: str, gpus: int, replicas: int = 1) -> Settings:
         """Return the settings of a run with the schedule `name`.
 
-        If `threads` is not set, all workers in the plan get equally many threads: the number of
-        usable CPU cores, divided by the largest number of devices. For example, with 16 cores and
-        plans for 1, 2 and 4 devices, a worker gets 4 threads. Numbers of devices above the number
-        of cores are ignored. If all are above it, each worker gets one thread.
+        If `threads` is not set, workers get equally many threads in all runs of the plan. For
+        example, with 16 CPU cores and plans for 1, 2 and 4 devices, each worker gets 4 threads.
         """
+        # Numbers of devices above the number of cores are ignored. If all are above it, each worker
+        # gets one thread.
         config = self.configs[name]
         cores = usable_cores()
         largest = max((n for n in self.gpus if n <= cores), default=cores)
@@ -158,7 +162,6 @@ class Plan:
 
 
 def _lists(overrides: Sequence[str]) -> tuple[dict[str, tuple[Any, ...]], list[str]]:
-    """Return the values of `gpus`, `schedule` and `replicas`, and the other overrides."""
     from ppll_cli.config.overrides import parsed, text
 
     lists: dict[str, tuple[Any, ...]] = {"gpus": GPUS, "schedule": SCHEDULES, "replicas": ()}
@@ -195,16 +198,13 @@ def _lists(overrides: Sequence[str]) -> tuple[dict[str, tuple[Any, ...]], list[s
 def _composed(
     overrides: Sequence[str], schedules: Sequence[str]
 ) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
-    """Return the configuration of each schedule, and the chosen option of each group.
-
-    If only some of the schedules have a key, such as `schedule.chunks`, an override of this key is
-    used only for these schedules.
-    """
     configs: dict[str, Mapping[str, Any]] = {}
     shared = [each for each in overrides if not key_of(each).startswith("schedule.")]
     for name in schedules:
         configs[name], choices = composed([*shared, f"schedule={name}"])
     if len(shared) < len(overrides):
+        # Some schedules have keys of their own, such as `schedule.chunks`. An override of such a
+        # key is used only for these schedules.
         keys = {name: {f"schedule.{key}" for key in configs[name]["schedule"]} for name in configs}
         elsewhere = {name: set().union(*keys.values()) - keys[name] for name in keys}
         for name in schedules:
@@ -214,7 +214,6 @@ def _composed(
 
 
 def _values(override: "Override") -> tuple[Any, ...]:
-    """Return the values of an override: one value, or the elements of a list or sweep."""
     values = list(override.sweep_iterator()) if override.is_sweep_override() else override.value()
     values = values if isinstance(values, list) else [values]
     # For some lists, Hydra returns numbers as text.

@@ -44,7 +44,7 @@ def config_now(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def choices_now(choices: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an older run's options, by group, with current names."""
+    """Return the options that an older run chose, by group, with the options' current names."""
     return {
         group: OPTIONS.get((group, name), name) if isinstance(name, str) else name
         for group, name in choices.items()

@@ -36,10 +36,11 @@ def at(config: Mapping[str, Any], key: str) -> Any:
 
 
 def keys(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the keys that an override sets, with their values.
+    """Yield each key that an override sets, with its value: `a={b: 1, c: 2}` sets `a.b` and `a.c`.
 
-    Hydra merges a dictionary into the old values, so a dictionary sets only its own keys.
+    `key` and `value` are what stands before and after the override's `=`.
     """
+    # Hydra merges a dictionary into the old values, so the other keys of `a` keep their values.
     if not isinstance(value, dict):
         yield key, value
         return

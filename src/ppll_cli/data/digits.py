@@ -14,7 +14,7 @@ _DARKEST = 16
 
 
 class Digits(ImageDataset):
-    """The digits in scikit-learn's package. Users need no files and no download.
+    """The digits in scikit-learn's package. Nothing is downloaded.
 
     The package sorts the digits by writer, so a fixed permutation mixes them. Then the first 1437
     digits are `train` and the last 360 `test`. Values from 0 to 16 are scaled to 0 to 255 and
@@ -33,7 +33,7 @@ class Digits(ImageDataset):
 
 
 def _table() -> np.ndarray:
-    """Return a table, int64 [1797, 65]: each row has the 64 values of a digit and its label."""
+    # The result is [1797, 65]: each row has the 64 values of a digit, and its label.
     # Importing scikit-learn takes seconds, so read its file directly if it is found.
     package = find_spec("sklearn")
     folders = (package.submodule_search_locations if package else None) or []

@@ -13,16 +13,10 @@ CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 
 
 class MendedOperations(TorchFunctionMode):
-    """Computes some operations in float32 that torch gets wrong under CPU autocast.
+    """Computes in float32 the operations that torch gets wrong under CPU autocast.
 
-    `torch.bilinear` fails if some of its arguments are bfloat16 and others, such as the weight, are
-    float32. Under CUDA autocast, torch computes it in float32, and so does this class.
-
-    For some convolutions, torch computes wrong gradients. If a kernel element is multiplied only by
-    padding, its gradient should be 0. But on processors with bfloat16 instructions, torch 2.14 does
-    not write this part of the gradient, so its values are arbitrary. An example is a kernel of
-    width 3 with stride 2 and padding 1 on a feature map of width 1, as in the last levels of
-    RetinaNet's pyramid.
+    These are `torch.bilinear`, and convolutions in which an element of the kernel is multiplied
+    only by padding.
     """
 
     def __torch_function__(
@@ -32,6 +26,8 @@ class MendedOperations(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        # `torch.bilinear` fails if some arguments are bfloat16 and others, such as the weight, are
+        # float32. Under CUDA autocast, torch computes it in float32, too.
         named = kwargs or {}
         dimensions = CONVOLUTIONS.get(func)
         if (
@@ -64,7 +60,10 @@ def _meets_whole_kernel(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> bool:
-    """Return whether each kernel element is multiplied by at least one element of the input."""
+    # If a kernel element is multiplied only by padding, its gradient should be 0. But on processors
+    # with bfloat16 instructions, torch 2.14 does not write this part of the gradient, so its values
+    # are arbitrary. An example is a kernel of width 3 with stride 2 and padding 1 on a feature map
+    # of width 1, as in the last levels of RetinaNet's pyramid.
     sizes = zip(
         input.shape[-dimensions:],
         weight.shape[-dimensions:],

@@ -87,24 +87,16 @@ def backward_to_inputs(
 
 @dataclass(eq=False)
 class _Group:
-    """Weights whose gradients one call of autograd must compute, because they share an operation.
-
-    `weights` are the weights' AccumulateGrad nodes. `nodes` are the operations that use the weights
-    and depend on an input. `given` is for outputs that depend on the weights, but on no input: it
-    has their edges in the graph, and their gradients.
-    """
-
-    weights: set[Node]
-    nodes: list[Node] = field(default_factory=list)
-    given: list[_Start] = field(default_factory=list)
+    # Weights that share an operation: one call of autograd must compute their gradients.
+    weights: set[Node]  # the AccumulateGrad nodes of the weights
+    nodes: list[Node] = field(default_factory=list)  # use the weights, and depend on an input
+    given: list[_Start] = field(default_factory=list)  # outputs that depend on no input
     _kept: dict[Node, Sequence[Tensor | None]] = field(default_factory=dict)
 
     def keep(self, node: Node, gradients: Sequence[Tensor | None]) -> None:
-        """Store the gradients that arrive at a node. A hook of the node calls this."""
         self._kept[node] = gradients
 
     def starts(self) -> list[_Start]:
-        """Return where the second half starts in autograd's graph, and the gradients there."""
         arrived = [
             (GradientEdge(node, number), gradient)
             for node in self.nodes
@@ -115,8 +107,6 @@ class _Group:
 
 
 class _Graph:
-    """The autograd graph, from the nodes of the outputs (`roots`) to the leaves."""
-
     def __init__(
         self, roots: Sequence[Node], inputs: Iterable[Tensor], weights: Iterable[Tensor]
     ) -> None:
@@ -139,7 +129,6 @@ class _Graph:
                 self._own[node] = set().union(*found)
 
     def groups(self, starts: Sequence[_Start]) -> list[_Group]:
-        """Divide the weights into groups; groups nearer to the outputs come first."""
         of: dict[Node, _Group] = {}
 
         def join(weights: set[Node]) -> _Group:
@@ -161,12 +150,10 @@ class _Graph:
         return list(dict.fromkeys(of.values()))
 
     def repeated(self, groups: Sequence[_Group]) -> list[_Group]:
-        """Return the groups in which one operation depends on another, as in `layer(layer(x))`.
-
-        For such a group, the second half starts at the outputs. If it started at both operations,
-        a part of the gradient would be counted twice, because a backward from the outer operation
-        also reaches the inner one.
-        """
+        # In the groups returned, one operation depends on another, as in `layer(layer(x))`. A
+        # backward from the outer operation also reaches the inner one. So a second half that
+        # started at both would count a part of the gradient twice. Instead it starts at the
+        # outputs.
         many = [group for group in groups if len(group.nodes) > 1]
         bits = {node: 1 << number for number, group in enumerate(many) for node in group.nodes}
         met: dict[Node, int] = {}  # node -> bit mask of the groups that it is in or leads to
@@ -184,11 +171,7 @@ class _Graph:
 
 
 def _walk(roots: Sequence[Node]) -> dict[Node, list[Node]]:
-    """Return all nodes that can be reached from the roots, each with its successors.
-
-    In the result, the successors of a node come before the node.
-    """
-    found: dict[Node, list[Node]] = {}
+    found: dict[Node, list[Node]] = {}  # the successors of a node come before the node
     seen: set[Node] = set()
     stack: list[tuple[Node, list[Node] | None]] = [(node, None) for node in roots]
     while stack:

@@ -96,8 +96,8 @@ def is_of_disk(error: OSError, run_dir: Path) -> bool:
 def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedError:
     """Return a RunFailedError for an exception that was raised in a run's parent process.
 
-    `doing` says what failed, for example "summary.json could not be written"; the message begins
-    with it. But if `is_of_disk` is true, the message begins with "results cannot be written".
+    `doing` says what failed, for example "summary.json could not be written". The message begins
+    with it. If results cannot be written at all (see `is_of_disk`), the message says this instead.
     """
     if isinstance(error, OSError) and is_of_disk(error, run_dir):
         inside = error.filename is None or Path(str(error.filename)).is_relative_to(run_dir)
@@ -111,10 +111,6 @@ def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedErr
 
 
 def _quoted_remedy(text: str, run_dir: Path) -> str | None:
-    """Return the remedy for the system error in an exception's text; None for other texts.
-
-    A system error is a number in `_QUOTED`, as in `[Errno 28]`, or the message `NO_THREAD`.
-    """
     if NO_THREAD in text:
         return forkserver.MORE_PROCESSES
     found = [int(a or b) for a, b in _WORDS.findall(text)]

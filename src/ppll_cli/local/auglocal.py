@@ -13,26 +13,20 @@ from ppll_cli.tasks.classification import ClassifierHead
 
 @dataclass(kw_only=True, eq=False)
 class AugLocal(LocalMethod):
-    """Trains each module through copies of d later units and of the model's head.
+    """Trains each module through copies of `d` later units and of the model's head.
 
-    The copies have new weights. Let j be the index of the module's last unit, and L the index of
-    the last unit before the head. Units round(j + i (L - j) / d) are copied, for i from 1 to d, so
-    they are evenly spaced; halves are rounded to the even index. If there are at most d units
-    between the module and the head, all of them are copied. If d is 1, BatchNorm is placed between
-    the pooled vector and the Linear layer. Convolutions are initialised by He's rule. All this
-    follows the paper's code (github.com/ChenxiangMA/AugLocal).
+    The copied units are evenly spaced between the module and the head; the last unit before the
+    head is one of them. Copies have new weights; convolutions are initialised by He's rule. If `d`
+    is 1, BatchNorm is placed between the pooled vector and the Linear layer. All this follows the
+    paper's code (github.com/ChenxiangMA/AugLocal).
 
-    The paper's head is a mean over positions and a Linear layer. Our choice: if the model has
-    another head, this head is copied, and for tokens no BatchNorm is added.
-
-    In the paper's code, the last module has d + 1 residual units and the head; each other module
-    has one unit. So a ResNet-32 has 16 - d modules, which the paper calls "K=16". For d = 3,
-    `local.cuts=auglocal_d3` selects this partition.
+    The paper's head is a mean over positions and a Linear layer. Our choice for models with another
+    head: it is copied too, and for tokens no BatchNorm is added.
 
     Attributes:
-        depth: d of the first module.
-        tau: d falls linearly from `depth` at the first module to depth (1 - tau) + tau at the last
-            module with an auxiliary network, and is rounded.
+        depth: `d` of the first module.
+        tau: How far `d` falls: linearly, from `depth` at the first module to depth (1 - tau) + tau
+            at the last module with an auxiliary network. `d` is rounded.
         detection_head: See `DetectionHead`; None means `pyramid`. The local head's input map is
             the output of the last copied unit.
     """
@@ -59,10 +53,10 @@ class AugLocal(LocalMethod):
         return Criterion(network, (site.feature,), site.task)
 
     def _chosen(self, site: Site) -> list[int]:
-        """Return the indices of the units to copy."""
         later, depth = later_units(site), self._depth(site)
         if depth >= len(later):
             return list(later)
+        # Halves are rounded to the even index, as in the paper's code.
         end, last = site.stop - 1, later[-1]
         return [round(end + i * (last - end) / depth) for i in range(1, depth + 1)]
 

@@ -16,16 +16,17 @@ Blocks = Annotated[int, Field(ge=0, le=MOST_LAYERS)]
 
 
 class ViTBlocks(LocalMethod):
-    """Trains each module through transformer blocks, then a head like the model's.
+    """Trains each module through transformer blocks and a head like the model's.
 
-    The blocks have the sizes of the block after the module or, if no block follows, of the last
-    block. The head has LayerNorm, pooling and a Linear layer. All start from random weights.
+    The head has LayerNorm, pooling and a Linear layer. All weights start at random values. A block
+    has the size of the model's block that follows the module. If none follows, it has the size of
+    the model's last block.
 
     Args:
         depth: Number of blocks of each auxiliary network; 0 means the head alone. A list has one
-            number for each auxiliary network. With a text `front-back`, such as `2-0`, the number
-            changes linearly, rounded, from `front` for the first auxiliary network to `back` for
-            the last. This is our reading of the paper's "front blocks 1 or 2, last blocks 0".
+            number for each auxiliary network. A text such as `2-0` means 2 for the first auxiliary
+            network and 0 for the last; in between, the number changes linearly and is rounded. This
+            is our reading of the paper's "front blocks 1 or 2, last blocks 0".
     """
 
     def __init__(self, *, depth: int | list[int] | str = 1) -> None:

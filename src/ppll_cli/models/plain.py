@@ -51,7 +51,6 @@ class PlainModel(nn.Module):
 
 
 def _container(root: nn.Module, folders: Sequence[str]) -> nn.Module:
-    """Return the submodule at a path of names; add an empty submodule for each missing name."""
     for folder in folders:
         if not hasattr(root, folder):
             root.add_module(folder, nn.Module())

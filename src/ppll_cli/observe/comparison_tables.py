@@ -30,9 +30,10 @@ class Measured(NamedTuple):
 
     Attributes:
         measure: Returns the value of a run.
-        head: The head of the column, in which `{metric}` and `{target}` are placeholders for these
-            attributes of the `Comparison`.
-        form: The format of numbers, which are divided by `scale`.
+        head: Head of the column. In it, the metric's name and the target replace `{metric}` and
+            `{target}`.
+        form: Format of the numbers, for example ".2f".
+        scale: Divisor of the numbers, for example 1e6 for megabytes.
         with_noise: Whether cells show the deviation over the seeds, and the sign `NOISE`.
     """
 
@@ -95,9 +96,14 @@ class Column(NamedTuple):
 def cell(group: Group, key: str, *, unit: str = "", counted: bool = True) -> str:
     """Return the text of a cell, such as "0.912 ± 0.003 (3)": mean, deviation and number of seeds.
 
-    `key` is one of `MEASURES`. `counted=False` leaves out the number of seeds. The sign `NOISE` is
-    added if noise can explain why the group differs from its baseline (for a speed-up) or from its
-    reference (for other values).
+    The sign `NOISE` is added if noise can explain the difference to another group. For a speed-up,
+    this is the group's baseline; for other values, its `reference`.
+
+    Args:
+        group: The group of runs.
+        key: The measured value, one of `MEASURES`.
+        unit: Text behind the numbers.
+        counted: Whether to show the number of seeds.
     """
     measure, _, form, scale, with_noise = MEASURES[key]
     found = group.spread(measure)
@@ -204,7 +210,6 @@ def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _columns(comparison: Comparison) -> list[Column]:
-    """Return the columns that have a value for any group."""
     metric, groups = comparison.metric, comparison.groups
     target = "target" if comparison.target is None else f"{metric} {comparison.target:.4g}"
     first = "runs" if any(len(group.rows) > 1 for group in groups) else "run"

@@ -22,11 +22,12 @@ from ppll_cli.predict.timing import (
 
 
 def time_units(work: Work) -> tuple[list[Record], Record]:
-    """Make a chain of units, and time its training steps.
+    """Make a chain of units (see `Chain`), and time its training steps.
 
     Returns:
-        A record for each unit, with the values of `Measured`. If `work.split` is set, each record
-            has only the seconds of the two halves of the backward pass: `input_s` and `weight_s`.
+        A record for each unit, with the values of `predict.profile.Measured`. If `work.split` is
+            set, a record has instead the seconds of the two halves of a backward pass: `input_s`
+            for the gradients of the inputs, and `weight_s` for those of the parameters.
         A record of the optimizer, per element of the trained parameters: `step_s` has the seconds
             of a step, and `bytes` the size of an element with its gradient and optimizer state.
     """
@@ -56,8 +57,6 @@ def time_loss(
 ) -> Record:
     """Make a module's auxiliary network, and time it; see `time_criterion` for the result.
 
-    As in training, the backward computes gradients of the tensors that the module's units write.
-
     Args:
         setup: How the model is built and measured.
         modules: For each module, the indices of its units.
@@ -69,6 +68,7 @@ def time_loss(
     site = replace(setup.site, module=module, modules=modules, units=units)
     criterion = module_criterion(method, site)
     placed(criterion, device, setup.settings.compile).train()
+    # As in training, the backward computes gradients of these tensors.
     written = {name for index in modules[module] for name in units[index].writes}
 
     def batch_of(name: str) -> Tensor:

@@ -30,10 +30,10 @@ from ppll_cli.prepare.trials import (
 
 
 def check_instructions(job: Job, subject: Subject) -> None:
-    """Check that the job's instructions train the model correctly.
+    """Check a job's schedule, losses and units, by `check_plan` and `try_units`.
 
     Raises:
-        ConfigError: `check_plan` or `try_units` finds an error.
+        ConfigError: One of them finds an error.
     """
     check_plan(job, subject)
     try_units(job, subject)
@@ -51,11 +51,11 @@ def trials_of(job: Job) -> frozenset[str]:
 
 
 def try_units(job: Job, subject: Subject) -> None:
-    """Run units on random values, to check that they allow what the job will do with them.
+    """Check on random values that units get correct gradients with the options of the job.
 
     Raises:
-        ConfigError: A unit does not allow recomputation, split backward passes, a second forward
-            before the backward of the first, or averages over replicas.
+        ConfigError: A unit's gradients may be wrong with recomputation, with split backward passes,
+            with a second forward before the backward of the first, or with averages over replicas.
     """
     trials = trials_of(job)
     schedule = as_typed("schedule", job.settings.schedule["_target_"])
@@ -74,7 +74,6 @@ def try_units(job: Job, subject: Subject) -> None:
 
 
 def _overlaps(stream: Iterable[Instruction]) -> bool:
-    """Return whether a chunk runs two forwards before the backward of the first one is complete."""
     waiting: Counter[int] = Counter()
     for instruction in stream:
         match instruction:
@@ -88,7 +87,7 @@ def _overlaps(stream: Iterable[Instruction]) -> bool:
 
 
 def check_plan(job: Job, subject: Subject) -> None:
-    """Check a job's schedule and losses, and what its units did when they were traced.
+    """Check a job's schedule and losses, and whether units change inputs of their chunks in place.
 
     Raises:
         ConfigError: The schedule is wrong; or a unit changes an input of its chunk; or a loss
@@ -101,10 +100,6 @@ def check_plan(job: Job, subject: Subject) -> None:
 
 
 def _check_streams(job: Job) -> None:
-    """Refuse a schedule if its instructions are wrong or if the stages would deadlock.
-
-    The check covers every number of micro-batches that a batch of the run can have.
-    """
     key, path = as_typed("schedule", job.settings.schedule["_target_"])
     if hasattr(job.make_schedule(), "held"):
         problem = "its method held() is no longer called: the program counts slots itself"
@@ -112,7 +107,8 @@ def _check_streams(job: Job) -> None:
     try:
         with blaming(key, path, "its instructions"):
             _check_calls(job)
-            _ = job.channels  # makes, checks and simulates the instructions
+            # For each number of micro-batches, this makes, checks and simulates the instructions.
+            _ = job.channels
             _ = job.halves
             _check_averages(job)
     except (ScheduleError, DeadlockError) as error:
@@ -126,10 +122,8 @@ def _in_one_line(error: PpllError) -> str:
 
 
 def _check_calls(job: Job) -> None:
-    """Refuse a schedule that yields other instructions when it is called again.
-
-    Such a run could not be repeated, and machines could wait for each other for ever.
-    """
+    # If a schedule yields other instructions when it is called again, the run cannot be repeated,
+    # and machines could wait for each other for ever.
     schedules = job.make_schedule(), job.make_schedule()
     for stage in range(job.stages):
         for count in sorted(job.microbatch_counts()):
@@ -155,11 +149,6 @@ def _check_equal(
 
 
 def _check_averages(job: Job) -> None:
-    """Refuse a schedule with which replicas average the gradients of chunks in different orders.
-
-    All replicas of a stage must average the gradients of the same chunk at the same time. But they
-    may have different numbers of micro-batches, on which a schedule's order may depend.
-    """
     for samples in {*job.course.batch_sizes()}:
         counts = sorted({len(job.microbatches(samples, each)) for each in range(job.replicas)})
         for stage in range(job.stages):
@@ -179,10 +168,7 @@ def _averaged(job: Job, stage: int, count: int) -> list[int]:
 
 
 def _check_backwards(job: Job) -> None:
-    """Refuse `compile` and `recompute` with a schedule that splits backward passes into halves.
-
-    Some parts of the graph run in both halves. `compile` and `recompute` do not allow this.
-    """
+    # Some parts of the graph run in both halves of a backward.
     for key in ("compile", "recompute"):
         if getattr(job.settings, key) and job.halves:
             splits = "this schedule splits each backward into halves"
@@ -191,12 +177,9 @@ def _check_backwards(job: Job) -> None:
 
 
 def _check_inputs(job: Job, subject: Subject) -> None:
-    """Refuse a unit that changes an input of its chunk, or a view of this input, in place.
-
-    Torch forbids such a change if the input needs a gradient. If it needs none, results could
-    depend on the cuts: the change reaches all tensors that share memory with the input, but tensors
-    on different stages never share memory.
-    """
+    # torch forbids such a change only if the input needs a gradient. Otherwise the change would
+    # reach all tensors that share memory with the input. Tensors on different stages never share
+    # memory, so results could depend on the cuts.
     key, path = as_typed("model", job.settings.model["_target_"])
     for chunk, specs in zip(job.layout.chunks, job.specs, strict=True):
         received = {*specs}
@@ -213,14 +196,21 @@ def _check_inputs(job: Job, subject: Subject) -> None:
 
 
 def check_batch_norm(job: Job, units: Sequence[Cost], auxiliary: Sequence[Cost]) -> None:
-    """Refuse to train BatchNorm on a single value per channel, which torch cannot do.
+    """Check that every batch of the run suits the model's BatchNorm layers.
 
-    Synchronised BatchNorm has no such problem, but replicas then wait for each other in each
-    micro-batch. So with it, refuse a batch that gives replicas different numbers of micro-batches.
+    torch cannot train such a layer on a single value per channel. If replicas synchronise
+    BatchNorm, each batch must instead give them equally many micro-batches.
+
+    `units` and `auxiliary` have the cost of each unit and of each auxiliary network.
+
+    Raises:
+        ConfigError: A batch does not suit them.
     """
     if job.settings.sync_batchnorm and job.replicas > 1:
         _check_equal_counts(job)
-        return  # each layer sees the samples of all replicas, so at least two
+        # Replicas wait for each other in each micro-batch. Each layer sees the samples of all
+        # replicas, so at least two.
+        return
     last = job.replicas - 1  # the replica with the smallest share
     smallest = min(job.microbatches(n, last)[-1] for n in {*job.course.batch_sizes()})
     owners = [*job.names, *(f"the auxiliary network of module {m}" for m in range(len(auxiliary)))]

@@ -38,11 +38,12 @@ def split_prediction(prediction: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 
 class Anchors(nn.Module):
-    """Concatenates levels, anchors, deltas and logits, so that a prediction contains its anchors.
+    """Adds the anchors to a detector's outputs, so that a prediction contains its anchors.
 
-    `smallest` is the side in pixels of the smallest anchors on maps of stride 8; on coarser maps it
-    grows in proportion to the stride. `levels` has the pyramid level of each map: 0 for stride 8,
-    to 4 for stride 128.
+    Args:
+        smallest: Side of the smallest anchors on a map of stride 8, in pixels. On other maps,
+            anchors are larger in proportion to the stride.
+        levels: Level of each map in the pyramid, from 0 for stride 8 to 4 for stride 128.
     """
 
     cells: Tensor
@@ -64,7 +65,7 @@ class Anchors(nn.Module):
         """Return a prediction, float32 [B, A, 9 + C], from deltas [B, A, 4] and logits [B, A, C].
 
         Each row has an anchor's level (1 column), its box (4), its deltas (4) and its logits (C).
-        There is one map for each level, finest first. Only the sizes of the maps are used.
+        `maps` has one map for each level, finest first. Only their sizes are used.
         """
         grids = [list(map_.shape[2:]) for map_ in maps]
         image = [STRIDES[0] * 2 ** self.levels[0] * side for side in grids[0]]
@@ -98,15 +99,17 @@ class HeadStyle:
 class PyramidHead(nn.Module):
     """RetinaNet's head (arXiv 1708.02002), built from torchvision's parts.
 
-    It has a feature pyramid and two branches of convolutions, for classes and for boxes, which are
-    applied to all maps of the pyramid.
+    A feature pyramid makes a map for each level. On all these maps, the same two branches of
+    convolutions predict classes and boxes.
 
-    In local learning, some input maps may be missing. The paper has no such case, so the following
-    rules are our own. If a map finer than the coarsest input map is missing, its level is computed
-    only from coarser levels. If a map coarser than this one is missing, it is made from the
-    coarsest input map by leaving out rows and columns.
+    In local learning, input maps of some strides may be missing; the paper has no such case. If the
+    missing map is finer than the coarsest input map, its level is computed only from coarser
+    levels. If it is coarser, it is made from the coarsest input map by leaving out rows and
+    columns.
 
-    `channels` has the number of channels of each input map by the map's stride, one of `STRIDES`.
+    Args:
+        channels: Number of channels of each input map, by the map's stride (one of `STRIDES`).
+        style: Width and further settings of the head.
     """
 
     def __init__(self, channels: Mapping[int, int], style: HeadStyle) -> None:
@@ -143,10 +146,16 @@ class PyramidHead(nn.Module):
 
 
 class SmallestHead(nn.Module):
-    """Pools a map to each stride of a pyramid; a 3x3 convolution predicts classes and boxes.
+    """Predicts classes and boxes from one map by a 3x3 convolution, on all levels of a pyramid.
 
-    If a level is finer than the map, the map's pixels are repeated. `stride` is the stride of the
-    map, and `anchor` the side of the smallest anchors in pixels.
+    The map is pooled to the stride of each level. On levels finer than the map, the map's pixels
+    are repeated.
+
+    Args:
+        channels: Number of channels of the map.
+        stride: Stride of the map.
+        classes: Number of classes.
+        anchor: Side of the smallest anchors, in pixels.
     """
 
     def __init__(self, channels: int, stride: int, classes: int, anchor: int) -> None:

@@ -33,7 +33,8 @@ class HeldChunk(Networks):
 
     Attributes:
         is_last: Whether the chunk belongs to the last module, which has the model's own head.
-        sums: Losses and metrics not reported yet, by key (see `split_of`), such as "test".
+        sums: Losses and metrics that are not reported yet, by a key such as "test" (see
+            `split_of`).
     """
 
     def __init__(
@@ -87,16 +88,14 @@ class HeldChunk(Networks):
         self.tensors.hold_outputs(micro_batch, changing)
 
     def loss(self, micro_batch: int) -> None:
-        """Compute the module's loss and its gradients with respect to the chunk's outputs.
-
-        The loss reads detached outputs, so its backward ends at them. This backward can be timed
-        separately, and it frees the graph of the loss before the backward of the units begins.
-        """
+        """Compute the module's loss and its gradients with respect to the chunk's outputs."""
         assert self.criterion is not None
         values, batch, module = self.tensors[micro_batch].values, self.batch, self.place.module
         index = batch.first_micro_batch + micro_batch
         number = seeding.auxiliary_forward(self.job.settings.seed, module, batch.step, index)
         made = {name: values[name] for unit, _ in self.units for name in unit.writes}
+        # Detached, so the backward of the loss ends here. It can be timed separately, and it frees
+        # the graph of the loss before the backward of the units begins.
         outputs = {n: t.detach().requires_grad_() for n, t in made.items() if t.requires_grad}
         values = {**values, **outputs}
         with self.autocast():
@@ -123,12 +122,12 @@ class HeldChunk(Networks):
         self.complete_average()
 
     def copy_received_gradients(self, micro_batch: int, received: Container[int]) -> None:
-        """Replace each `.grad` by a copy if the address of its memory is in `received`.
+        """Copy each `.grad` that lies in a slot, because a later message overwrites the slot.
 
-        Autograd may use a gradient in a slot as `.grad` without copying it, for example for a
-        position embedding that is added to a batch of one sample. Then the next message in the slot
-        would overwrite this `.grad`.
+        `received` has the addresses of received gradients (see `storages`).
         """
+        # Autograd may use a received gradient as `.grad` without copying it, for example for a
+        # position embedding that is added to a batch of one sample.
         if not self.place.ends_module:  # else the gradients come from the chunk's own loss
             leaves = self.tensors[micro_batch].leaves.values()
             copy_gradients([*leaves, *self.unit_weights], received)
@@ -136,7 +135,7 @@ class HeldChunk(Networks):
     def step(self, step: int, total: Tensor | None) -> None:
         """Do one optimizer step, with the gradients clipped if `optim.clip_norm` is set.
 
-        If `optim.nonfinite=skip`, the device skips the step when the gradient norm is not finite.
+        With `optim.nonfinite=skip`, a step is skipped if the gradient norm is not finite.
 
         Args:
             step: Number of optimizer steps done before this one.

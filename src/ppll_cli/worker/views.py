@@ -16,12 +16,18 @@ def storages(tensors: Iterable[Tensor]) -> set[int]:
 
 
 def copy_shared(tensors: Mapping[str, Tensor], memory: Container[int]) -> dict[str, Tensor]:
-    """Return all tensors by name, with copies of those whose storage's address is in `memory`."""
+    """Copy the tensors that lie in memory that may change. Return all tensors, by name.
+
+    `memory` has the addresses of this memory (see `storages`).
+    """
     return {n: t.clone() if _storage(t) in memory else t for n, t in tensors.items()}
 
 
 def copy_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
-    """Replace each `.grad` by a copy if the address of its storage is in `memory`."""
+    """Copy each gradient (`.grad`) that lies in memory that may change.
+
+    `memory` has the addresses of this memory (see `storages`).
+    """
     for tensor in tensors:
         if tensor.grad is not None and _storage(tensor.grad) in memory:
             tensor.grad = tensor.grad.clone()
@@ -29,10 +35,10 @@ def copy_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
 
 @contextmanager
 def unchanged(tensors: Mapping[str, Tensor], code: str) -> Iterator[None]:
-    """Raise an error if the `with` body changes one of the tensors in place.
+    """Raise an error if the body of the `with` statement changes one of the tensors in place.
 
-    Other modules on this stage read the same tensors; modules on other stages read copies. So a
-    change would make results depend on the modules' stages. The error calls the body `code`.
+    Modules on this stage would see the change, but modules on other stages read copies. The error
+    message calls the body `code`.
 
     Raises:
         RuntimeError: A tensor was changed.
@@ -47,13 +53,17 @@ def unchanged(tensors: Mapping[str, Tensor], code: str) -> Iterator[None]:
 
 
 def without_aliases(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Return a unit's outputs by name; a tensor that already has another name becomes a view.
+    """Return a unit's outputs by name, with a view of each tensor that already has a name.
 
-    A unit may return an input (a tensor in `held`), or one tensor under two names. The views keep
-    the rounding of gradients independent of the cuts: autograd sums the gradients of each name
-    separately, and then adds these sums, as if the outputs were sent to another stage. Tensors that
-    need no gradient get no view.
+    A unit may return one of its inputs, or one tensor under two names. Tensors that need no
+    gradient are returned as they are.
+
+    Args:
+        made: The unit's outputs, by name.
+        held: The tensors that had a name before, such as the unit's inputs.
     """
+    # With views, autograd sums the gradients of each name separately, and then adds these sums. It
+    # does the same if the outputs are sent to another stage, so rounding does not depend on cuts.
     taken, found = {id(tensor) for tensor in held}, {}
     for name, tensor in made.items():
         again = id(tensor) in taken and tensor.requires_grad
@@ -63,11 +73,11 @@ def without_aliases(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[
 
 
 def as_received(output: Tensor, gradient: bool) -> Tensor:
-    """Return a unit's output with the strides that it would have in a slot.
+    """Return a unit's output with the strides that it would have in a slot: without gaps.
 
-    In a slot, the elements of a tensor lie without gaps and overlaps. Kernels may round differently
-    for other strides, so the strides must not depend on whether the output is sent. If `gradient`
-    is true, the output's gradient gets these strides too, because it may be sent.
+    Kernels may round differently for other strides, so the strides of a tensor must not depend on
+    whether it is sent. `gradient` says whether gradients are sent too. Then the output's gradient
+    gets these strides as well.
     """
     strides = dense_strides(output)
     if output.stride() != strides:
@@ -78,11 +88,7 @@ def as_received(output: Tensor, gradient: bool) -> Tensor:
 
 
 def _with_strides(strides: tuple[int, ...], gradient: Tensor | None) -> Tensor | None:
-    """Return a copy of the gradient with the given strides; None if no copy is needed.
-
-    torch passes no gradient (None) if only other outputs of the same operation have gradients.
-    """
-    if gradient is None:
+    if gradient is None:  # only other outputs of the same operation have gradients
         return None
     pairs = zip(gradient.shape, gradient.stride(), strides, strict=True)
     if all(has == wanted or size == 1 for size, has, wanted in pairs):

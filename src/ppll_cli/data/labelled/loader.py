@@ -32,7 +32,10 @@ Draw = Sequence[float]
 
 @dataclass(frozen=True)
 class Wanted:
-    """A picture to decode, and the piece that becomes the image: the middle or a `random_piece`."""
+    """A picture to decode, and the part of it that becomes the image.
+
+    The part is a square in the middle or, if there are `draws`, a `random_piece`.
+    """
 
     path: str
     part: float = 1.0  # side of the square in the middle, as a fraction of the shorter side
@@ -57,9 +60,14 @@ def random_piece(width: int, height: int, scale: tuple[float, float], draws: Seq
     """Return a piece of random area, ratio and position, as in the training of Inception.
 
     The method is from arXiv 1409.4842. torchvision's RandomResizedCrop does the same, but rounds to
-    whole pixels. `scale` has the smallest and largest area, as fractions of the picture's area.
-    `draws` has the random numbers of each try. If no try fits into the picture, the result is the
-    largest piece in the middle with an allowed ratio.
+    whole pixels.
+
+    Args:
+        width: Width of the picture in pixels.
+        height: Height of the picture in pixels.
+        scale: Smallest and largest area of a piece, as fractions of the picture's area.
+        draws: Random numbers for several pieces. The first piece that fits into the picture is
+            used. If none fits, the largest piece in the middle with a ratio in `RATIOS` is used.
     """
     low, high = (log(ratio) for ratio in RATIOS)
     for area, ratio, left, top in draws:

@@ -121,7 +121,6 @@ class DetectionDataset(Files, ABC):
         return splits
 
     def _check_apart(self, parts: Mapping[Part, Scenes]) -> None:
-        """Check that no file occurs twice in the training and test pictures (see `repeated`)."""
         files: dict[str, list[Path]] = {part: _files(parts[part]) for part in parts}
         for (part, number), (first_part, first) in repeated(files):
             file, earlier = files[part][number], files[first_part][first]
@@ -136,7 +135,7 @@ class DetectionDataset(Files, ABC):
 
     @staticmethod
     def padded(side: int) -> int:
-        """Round the largest height or width in a batch up to a multiple of `MULTIPLE`."""
+        """Round `side`, the largest height or width in a batch, up to a multiple of `MULTIPLE`."""
         return -(-side // MULTIPLE) * MULTIPLE
 
     @property
@@ -159,10 +158,8 @@ class DetectionDataset(Files, ABC):
         return ImageSpec(3, self.largest, self.largest, tuple(self.mean), tuple(self.std))
 
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> EvaluationForm | None:
-        """Return the largest shapes of evaluation batches, which have one picture each.
-
-        Several pictures would be padded to a common size, which could change detections.
-        """
+        """Return the largest shapes of evaluation batches, which have one picture each."""
+        # Several pictures would be padded to a common size, which could change detections.
         return EvaluationForm(self.image_spec(splits), self.task.targets, samples=1)
 
     def identity(self, splits: Mapping[str, Scenes]) -> "Identity | None":
@@ -208,9 +205,9 @@ class DetectionDataset(Files, ABC):
             drawn(scene, found, self.class_names).save(folder / sample_name(number, file))
 
     def inputs(self, picture: "Image", image: ImageSpec, device: "torch.device") -> Tensors:
-        """Resize, normalise and pad a user's picture: float32 [1, 3, H, W].
+        """Resize, normalise and pad a user's picture, and return a batch with only this picture.
 
-        The result also has `FRAME`: the size before padding, and the factors of the resizing.
+        The batch has `IMAGE`, float32 [1, 3, H, W], and `FRAME` (see `tasks.detection`).
         """
         from ppll_cli.tasks.detection import FRAME
 
@@ -233,6 +230,6 @@ class DetectionDataset(Files, ABC):
 
 
 def _files(scenes: Scenes) -> list[Path]:
-    """Return the pictures' files; [] if the program paints the pictures itself."""
+    # Without sizes, the program paints the pictures itself.
     files = () if scenes.sizes is None else scenes.pixels
     return [file for file in files if isinstance(file, Path)]

@@ -29,10 +29,11 @@ SIOCGIFADDR = 0x8915  # number of the Linux call that returns the address of an 
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Where the launchers of a run meet: a store at a host and port.
+    """Where the launchers of a run meet: a torch `TCPStore` at a host and port.
 
     Attributes:
         rank: Number of this machine, from 0.
+        machines: Number of machines.
         hosted: Whether another program, such as torchrun, runs the store.
         limit_s: Seconds that the machines wait for one another.
     """
@@ -46,7 +47,7 @@ class Rendezvous:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Self | None:
-        """Read the variables that torchrun or srun has set; return None if there is one launcher.
+        """Read what torchrun or srun has set; return None if the run has only one launcher.
 
         Raises:
             ConfigError: Several launchers were started on a machine, or a value is missing or
@@ -92,12 +93,12 @@ def _limit_s(given: str) -> float:
 
 
 def listening(host: str, port: int) -> int | None:
-    """Return the descriptor of a socket that listens only at the IP address `host`.
+    """Open a socket that listens only at the IP address `host`, and return its descriptor.
 
-    Return None if `host` is a name, because a name may resolve differently on other machines.
-    Return None also if no such socket can be opened, for example behind network address
-    translation. In both cases, torch opens its own socket, on all interfaces.
+    Return None if `host` is a name, or if the socket cannot be opened, for example behind network
+    address translation. Then torch opens its own socket, on all interfaces.
     """
+    # A name is not used, because it may resolve differently on other machines.
     try:
         family = socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=BACKLOG).detach()
@@ -106,10 +107,15 @@ def listening(host: str, port: int) -> int | None:
 
 
 def interface_to(host: str, port: int, hosts: int) -> str:
-    """Return the name of the network interface through which this machine reaches a host.
+    """Return the name of the network interface through which this machine reaches `host`.
 
-    Return "" if none is found. If `hosts`, the number of hosts, is above 1, return "" also for the
-    loopback interface, because it does not reach other hosts.
+    Return "" if no interface is found. With several hosts, return "" also for the loopback
+    interface, which does not reach other hosts.
+
+    Args:
+        host: Name or IP address of a host.
+        port: A port at which a program listens on this host.
+        hosts: Number of hosts of the run.
     """
     with suppress(OSError), socket.create_connection((host, port), timeout=10) as connection:
         address = connection.getsockname()[0]
