@@ -82,12 +82,7 @@ def _refused(folder: str, problem: str) -> ConfigError:
 
 
 def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
-    """Return the folder into which a comparison is written if the user does not name one.
-
-    This is the folder that the user gave, if it is a single folder that contains run directories.
-    Otherwise it is the current directory. A run directory is not used, because it holds only its
-    own run's files.
-    """
+    # No output goes into a run directory, which holds only the files of its own run.
     of_runs = all(row.run.folder != folders[0].resolve() for row in comparison.rows)
     refused = any(row.run.status == "refused" for row in comparison.rows)
     return folders[0] if len(folders) == 1 and (of_runs or refused) else Path()
@@ -96,8 +91,11 @@ def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
 def write(comparison: Comparison, folder: Path) -> list[str]:
     """Write `comparison.md`, `comparison.csv`, `comparison_groups.csv` and `comparison.png`.
 
-    Return the suffixes of the written files `comparison.*`. If the picture cannot be drawn, only
-    log a warning. If all jobs were refused, there is no picture.
+    If all jobs were refused, there is no picture. If the picture cannot be drawn, a warning is
+    logged.
+
+    Returns:
+        The suffixes for `show`: ".md", ".csv" and, if the picture was written, ".png".
 
     Raises:
         OSError: A table cannot be written.
@@ -116,9 +114,13 @@ def write(comparison: Comparison, folder: Path) -> list[str]:
 def show(
     comparison: Comparison, folder: Path, written: Sequence[str], then: str | None = None
 ) -> None:
-    """Print a comparison and the path of its files. Suggest the command `then`, if it is given.
+    """Print a comparison, and which files `write` has written.
 
-    `written` has the suffixes of the written files `comparison.*`.
+    Args:
+        comparison: The comparison to print.
+        folder: The folder of the files.
+        written: The result of `write`; empty if no file was written.
+        then: A command to suggest to the user; None for no suggestion.
     """
     from ppll_cli.observe.console import rich_console
 

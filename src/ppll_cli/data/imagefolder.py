@@ -61,7 +61,6 @@ class ImageFolder(LabelledPictures):
         return folder if folder.is_dir() else None
 
     def _whole(self) -> Path:
-        """Return the CSV file or the folder of all pictures, for a root that has no `PARTS`."""
         files = sorted(self.folder.glob("*.csv"))
         if len(files) > 1:
             problem = f"has several CSV files, {files[0].name} and {files[1].name} among them"

@@ -29,9 +29,9 @@ SOLUTION = "LOC_val_solution.csv"
 class ImageNet(LabelledPictures):
     """ImageNet from folders `train` and `val` with a folder per class, or from Kaggle's archive.
 
-    `val` is the test set. Training uses random pieces of the pictures. Evaluation uses the square
-    in the middle of each picture, and so does training if `augment=none`. Classes are named by
-    WordNet's ids; a subset of the classes is allowed.
+    `val` is the test set. Training uses random pieces of the pictures, or the square in the middle
+    of each picture if `augment=none`. Evaluation uses this square. Classes are named by WordNet's
+    ids; a subset of the classes is allowed.
 
     Attributes:
         crop_scale: Smallest and largest area of a random piece, as fractions of the picture's area.
@@ -74,10 +74,7 @@ class ImageNet(LabelledPictures):
 
 
 def _kaggle(name: str, boxes: str) -> tuple[str, str]:
-    """Convert a line of `SOLUTION` to the file name and the class of a picture.
-
-    An example of `boxes` is "n01440764 85 1 499 272": the class, then the four numbers of a box.
-    """
+    # An example of `boxes` is "n01440764 85 1 499 272": the class, and a box.
     return f"{name}.JPEG", boxes.split()[0]
 
 

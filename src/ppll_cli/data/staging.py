@@ -13,22 +13,19 @@ CPU = torch.device("cpu")
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device without waiting for that device.
 
-    On CUDA the tensor is first copied to pinned memory, which torch's caching allocator reuses only
-    after the copy to the device has finished. The copy to the device is queued on the calling
-    thread's current stream. A tensor that is already pinned is copied directly, so it must not be
-    changed before this copy has finished. A tensor on the device is returned unchanged.
+    On CUDA the copy is queued on the calling thread's current stream. A tensor in pinned memory
+    must not be changed before this copy has finished. A tensor on the device is returned unchanged.
     """
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
+    # torch's caching allocator reuses the pinned copy only after the copy to the device.
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class SideStream:
     """A CUDA stream for a thread that makes tensors which another thread uses.
 
-    The work of the two threads overlaps on the device. The side stream begins only after all work
-    that was queued on the current stream before this object was created, such as the copy of a data
-    set. On CPU all methods do nothing.
+    The work of the two threads overlaps on the device. On CPU all methods do nothing.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -36,6 +33,7 @@ class SideStream:
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            # Queued work, such as the copy of a data set, must come first.
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
     def enter(self) -> None:
@@ -45,10 +43,7 @@ class SideStream:
             torch.cuda.set_stream(self._stream)
 
     def mark(self) -> torch.cuda.Event | None:
-        """Return an event that completes after all work queued so far on the side stream.
-
-        Return None on CPU.
-        """
+        """Return an event after all work queued so far on the side stream; None on CPU."""
         if self._stream is None:
             return None
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -56,10 +51,9 @@ class SideStream:
         return event
 
     def hand_over(self, tensors: dict[str, Tensor], made: torch.cuda.Event | None) -> None:
-        """Let the calling thread's current stream use tensors that were made on the side stream.
+        """Let the calling thread's current stream use tensors that the side stream has made.
 
-        The side stream does not reuse the tensors' memory while the current stream still reads it.
-        `made` is the result of `mark`, called after the tensors were made.
+        `made` is the event that `mark` returned after the tensors were made.
         """
         if made is None:
             return
@@ -67,4 +61,4 @@ class SideStream:
         current.wait_event(made)
         for tensor in tensors.values():
             if tensor.is_cuda:  # a user's data set may leave some tensors on the host
-                tensor.record_stream(current)
+                tensor.record_stream(current)  # else the side stream could reuse the memory early

@@ -1,13 +1,11 @@
 """Shared memory in which each worker shows its parent that it is alive, and its progress.
 
-Each worker keeps two times of the monotonic clock, which all processes of a machine share. One is
-the last sign of life: a separate thread renews it every second, unless the process is stopped
-(SIGSTOP). The other is the last progress: the main thread renews it with each instruction, and
-while it waits for another stage, because this worker is not to blame if the other stage hangs.
+Each worker writes two times of the monotonic clock, which all processes of a machine share:
 
-The separate thread needs Python's global interpreter lock. While CUDA starts on a device, or maps
-the memory of another device, the main thread can hold this lock for many seconds. All such work is
-done when the first batch has ended. Until then, `STARTING_ALIVE_LIMIT_S` applies.
+- The last sign of life. A separate thread renews it every second, unless the process is stopped
+  (SIGSTOP).
+- The last progress. The main thread renews it with each instruction. It also renews it while it
+  waits for another stage: if that stage hangs, this worker is not to blame.
 """
 
 import ctypes
@@ -24,7 +22,12 @@ The parent must notice a stopped process within 10 s, even if it checks 3 s late
 """
 
 STARTING_ALIVE_LIMIT_S = 60.0
-"""The limit in seconds that replaces `ALIVE_LIMIT_S` until the worker has ended its first batch."""
+"""The limit in seconds that replaces `ALIVE_LIMIT_S` until the worker has ended its first batch.
+
+The thread of the signs of life needs Python's global interpreter lock. The main thread can hold
+this lock for many seconds while CUDA starts on a device, or maps the memory of another device. This
+happens only before the end of the first batch.
+"""
 
 FORKED_LIMIT_S = 60.0
 """Seconds from a worker's start, including its imports, to its first sign of life."""
@@ -90,7 +93,7 @@ class Pulse(ctypes.Structure):
         self.limit_s = limit_s or 0.0
 
     def start_again(self) -> None:
-        """Prepare the memory for a new process of the worker."""
+        """Prepare this memory for the first process of the worker, or for a new one."""
         self.alive_s, self.started, self.item = 0.0, False, b""
         self.begin("starting", FORKED_LIMIT_S)
 
@@ -99,7 +102,7 @@ class Pulse(ctypes.Structure):
         self.item = item.encode()[: _TEXT - 1]
 
     def spend(self, counted_s: float, spent_s: Mapping[str, float]) -> None:
-        """Record the seconds of the steady state so far, in total and for each of `KINDS`."""
+        """Record how long the steady state has lasted, and how much of it each of `KINDS` took."""
         self.counted_s = counted_s
         for index, kind in enumerate(KINDS):
             self.spent_s[index] = spent_s.get(kind, 0.0)
@@ -143,7 +146,7 @@ Pulse._fields_ = [(name, _IN_C[kind]) for name, kind in Pulse.__annotations__.it
 
 
 class Watchdog:
-    """Finds workers that hang or are stopped. Their parent process uses it."""
+    """Finds workers that hang or are stopped. The parent process of the workers uses it."""
 
     def __init__(self, pulses: Sequence[Pulse]) -> None:
         self._pulses = pulses

@@ -101,7 +101,6 @@ def _size(run: LoadedRun, schedule: Schedule | None, batch_size: int | None) -> 
 
 
 def _microbatches(run: LoadedRun) -> int:
-    """Read the number of micro-batches from the summary, without importing a user's schedule."""
     recorded = whole(object_in(run.run_dir / SUMMARY_FILE).get("microbatches"))
     return recorded or int(run.settings.schedule.get("microbatches") or 1)
 

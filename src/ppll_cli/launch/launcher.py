@@ -58,15 +58,18 @@ def launch(
     fleet: Fleet | None = None,
     until_s: float | None = None,
 ) -> Ending:
-    """Start the workers of a job, and watch them until the job ends.
+    """Start the workers of a job on this machine, and watch them until the job ends.
 
-    With a `fleet` (a run over several machines), start only the workers of this machine.
+    In a run over several machines, only machine 0 calls `on_report`, with the reports of all
+    machines.
 
-    After the start of the workers, `on_start` is called with the `Pulse` of each worker, which
-    shows the worker's progress. `on_report` is called with the workers' reports, for example of
-    metrics, checkpoints and restarts. In a run over several machines, only machine 0 calls it, with
-    the reports of all machines. At the time `until_s`, on the clock of `time.monotonic`, the
-    launcher stops the workers as a SIGTERM would.
+    Args:
+        job: The job to run.
+        transport: Makes the channels inside this machine.
+        on_report: Called with the workers' reports, for example of metrics and checkpoints.
+        on_start: Called once, after the start of the workers, with the `Pulse` of each worker.
+        fleet: The connection to the other machines of the run; None if there are none.
+        until_s: Time of `time.monotonic` at which the workers are stopped, as by a SIGTERM.
 
     Raises:
         WorkerFailedError: A worker failed; all workers have been stopped.
@@ -101,8 +104,6 @@ def launch(
 
 
 class _Launcher:
-    """The workers of this machine, and what is known about those of other machines."""
-
     def __init__(
         self, job: Job, stop: StopFlag, on_report: Callable[[Report], None], fleet: Fleet | None
     ) -> None:
@@ -121,7 +122,6 @@ class _Launcher:
         self.workers.append(watched)
 
     def seen(self) -> dict[Seat, Seen]:
-        """Return the state of this machine's workers; on machine 0, of all machines' workers."""
         own: dict[Seat, Seen] = {watched.seat: watched for watched in self.workers}
         return own if self._others is None else own | self._others.away
 
@@ -131,7 +131,6 @@ class _Launcher:
         return all(each.done for each in self.seen().values())
 
     def ending(self) -> Ending:
-        """Return how the workers ended. On machine 0, also tell the other machines."""
         if isinstance(self._others, Follower):
             return Ending([], self._others.signal)
         seen = self.seen()
@@ -160,10 +159,6 @@ class _Launcher:
 
     @contextmanager
     def telling(self) -> Iterator[None]:
-        """If the `with` block fails, send its exception to the other machines.
-
-        In all cases, close the transfers of files when the block ends.
-        """
         try:
             yield
         except Exception as error:
@@ -176,17 +171,12 @@ class _Launcher:
                 self._fleet.close_parcels()
 
     def tell(self, report: Report) -> None:
-        """Call `on_report` with a report of a worker's restart.
-
-        Machines other than machine 0 send the report to machine 0 instead.
-        """
         if self._fleet is not None:
             report = {**report, "machine": self._fleet.name(self._fleet.rank)}
         if self._others is None or not self._others.pass_on(report):
             self._on_report(report)
 
     def handle(self, seen: Seen, report: Report) -> None:
-        """Handle a worker's report, except the report of a failure."""
         if self.restarts is not None and self.restarts.repeats(report):
             return
         if report["kind"] == "done":
@@ -199,7 +189,6 @@ class _Launcher:
             self._on_report(report)
 
     def watch(self, watchdog: Watchdog) -> None:
-        """Wait at most a second for a report or the end of a worker; handle what has happened."""
         others, workers = self._others, self.workers
         ends: list[Any] = [watched.reports for watched in workers if watched.done is None]
         sentinels = [watched.process.sentinel for watched in workers if not watched.failed]
@@ -225,7 +214,6 @@ class _Launcher:
             raise WorkerFailedError(root)
 
     def _failures(self) -> list[Report]:
-        """Handle the workers' new reports, and return the reports of new failures."""
         failures: list[Report] = []
         ready = wait([watched.process.sentinel for watched in self.workers], timeout=0)
         # Without the fork server, multiprocessing regards all workers as dead.
@@ -253,21 +241,12 @@ def _stop_in_time(stop: StopFlag, until_s: float | None) -> None:
 
 
 class _Signals:
-    """Handles the signals that stop a run.
-
-    The first signal asks the workers to save a checkpoint after the current batch, and to end. If
-    they were asked before (by a signal, or by the time limit), a signal raises `Interrupted`. An
-    exception during the clean-up would skip the rest of the clean-up, so a signal that comes then
-    only sets `late` to its number.
-    """
-
     def __init__(self, stop: StopFlag) -> None:
         self._stop, self._cleaning = stop, False
         self.late: int | None = None
 
     @contextmanager
     def before_clean_up(self) -> Iterator[None]:
-        """Begin the clean-up at the end of the `with` block: later signals only set `late`."""
         try:
             yield
         finally:
@@ -275,7 +254,7 @@ class _Signals:
 
     def handle(self, number: int, _: FrameType | None) -> None:
         if self._cleaning:
-            self.late = number
+            self.late = number  # an exception here would skip the rest of the clean-up
         elif self._stop.value:
             self._cleaning = True  # a third signal must not interrupt the clean-up
             raise Interrupted(number)
@@ -289,12 +268,8 @@ class _Signals:
 
 @contextmanager
 def _stop_on_signal(stop: StopFlag) -> Iterator[_Signals]:
-    """Let a `_Signals` handle the signals that stop a run, inside the `with` block.
-
-    After the block, raise `Interrupted` if a signal came during the clean-up. Python handles
-    signals only in the main thread; in another thread this function does nothing.
-    """
     signals = _Signals(stop)
+    # Python handles signals only in the main thread.
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
@@ -309,10 +284,6 @@ def _stop_on_signal(stop: StopFlag) -> Iterator[_Signals]:
 
 
 def _meeting(job: Job, fleet: Fleet | None, held: ExitStack) -> tuple[str, str]:
-    """Return what process groups need: the address of a store, and a network interface's name.
-
-    Both texts are empty if no worker needs a group. The store exists until `held` is closed.
-    """
     if fleet is not None:
         return fleet.store, fleet.interface
     if not needs_groups(job):

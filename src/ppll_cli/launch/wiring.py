@@ -23,23 +23,14 @@ AHEAD = 4
 
 @dataclass(frozen=True)
 class _Way:
-    """A connection between two workers, in one direction.
-
-    Attributes:
-        size: Largest size of a message in bytes.
-        channel: The channel between the workers' stages. None if both workers are replicas of stage
-            0: replica 0 sends items (batches and marks) to the others.
-    """
-
     source: Seat
     target: Seat
     slots: int
-    size: int
-    channel: Channel | None = None
+    size: int  # largest size of a message in bytes
+    channel: Channel | None = None  # None: replica 0 of stage 0 sends items to another replica
 
     @property
     def name(self) -> str:
-        """Name of the connection; between machines, its process group has the same name."""
         ends = (f"stage {seat.stage} replica {seat.replica}" for seat in (self.source, self.target))
         what = f"{self.channel.kind} {self.channel.chunk}" if self.channel else "items"
         return f"{what}, {' to '.join(ends)}"
@@ -51,10 +42,16 @@ def needs_groups(job: Job) -> bool:
 
 
 def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transport:
-    """Return the transport that makes the channels inside a machine.
+    """Choose the transport that makes the channels inside this machine.
 
-    The result is a `JournalTransport` if a stage of the machine can be restarted. Otherwise it is
-    `transport`, or queues if `transport` cannot work here. `name` names `transport` in errors.
+    It is a `JournalTransport` if a stage of this machine can be restarted. Otherwise it is
+    `transport`, or queues if `transport` cannot work on this machine.
+
+    Args:
+        name: Name of `transport` in messages to the user.
+        transport: The transport that the user has chosen.
+        job: The job that needs the channels.
+        machine: Number of this machine.
 
     Raises:
         ConfigError: Neither `transport` nor queues can work on this machine, shared memory cannot
@@ -77,13 +74,17 @@ def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transpor
 def wire(
     job: Job, transport: Transport, store: str, interface: str, machine: int | None = None
 ) -> dict[Seat, ChannelEnds]:
-    """Make each worker's ends of channels, and its process groups.
+    """Return the ends of channels, and the process groups, that each worker uses.
 
-    A channel between two stages connects replicas with equal numbers. The transport makes the
-    channels inside a machine; channels between machines use torch.distributed.
+    A channel between two stages connects replicas with equal numbers.
 
-    `store` is the address of the process groups' store, and `interface` the name of their network
-    interface. If `machine` is given, only the channels of its workers are made.
+    Args:
+        job: The job whose workers are connected.
+        transport: Makes the channels inside a machine. Those between machines use
+            torch.distributed.
+        store: Address at which the members of process groups find one another.
+        interface: Name of the network interface that process groups use.
+        machine: Number of the machine whose channels are made; None for all machines.
     """
     ends = {seat: ChannelEnds() for seat in job.seats}
     _add_groups(job, ends, store, interface)
@@ -101,11 +102,8 @@ def wire(
 
 
 def _add_groups(job: Job, ends: Mapping[Seat, ChannelEnds], store: str, interface: str) -> None:
-    """Set the process groups of each worker that belongs to a group.
-
-    The other workers take no part in torch.distributed, so they can be restarted alone.
-    """
     groups, apart = _groups(job), len({*job.homes}) > 1
+    # All other workers take no part in torch.distributed, so they can be restarted alone.
     members = sorted({number for group in groups.values() for number in group.ranks})
     ranked = {
         name: replace(group, ranks=tuple(map(members.index, group.ranks)))
@@ -148,18 +146,13 @@ def _ways(job: Job) -> Iterator[_Way]:
 
 
 def _schema(job: Job, channel: Channel, size: int) -> str:
-    """Return a text with the names, dtypes and shapes (of one sample) of a channel's tensors."""
     carried = job.carried(channel).items()
     forms = [[name, str(spec.dtype), list(spec.shape)] for name, spec in carried]
     return json.dumps([*forms, size])
 
 
 def _groups(job: Job) -> dict[str, Group]:
-    """Return all process groups by name.
-
-    A group connects the replicas of a stage, or the two ends of a channel between machines. The
-    `ranks` of a group are indices in `Job.seats`.
-    """
+    # The `ranks` of these groups are indices in `Job.seats`; `_add_groups` replaces them.
     found = {}
     if job.replicas > 1:
         for stage in range(job.stages):

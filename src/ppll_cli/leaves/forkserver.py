@@ -46,7 +46,7 @@ def context() -> ForkServerContext:
 
 
 def start() -> None:
-    """Start the fork server, which imports the modules of workers while this process continues.
+    """Start the fork server, and return while it still imports what workers need.
 
     Raises:
         ConfigError: No folder can be created for the server's socket, or no process can be started.
@@ -70,7 +70,6 @@ def start() -> None:
 
 @contextmanager
 def _limit_explained() -> Iterator[None]:
-    """Raise a ConfigError about `ulimit -u` if the body of the `with` cannot start a process."""
     try:
         yield
     except BlockingIOError:
@@ -82,7 +81,6 @@ def _limit_explained() -> Iterator[None]:
 
 @contextmanager
 def _blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Block signals, in this process and in new processes, while the body of the `with` runs."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -92,13 +90,12 @@ def _blocked(*signals: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def _without_current_directory() -> Iterator[None]:
-    """Start processes without the current directory in `sys.path`: it may have a `torch.py`."""
     name, value = SAFE_PATH
     found_there = os.path.relpath(Path(__file__).parents[2]) == "."  # it contains this package
     if name in os.environ or found_there:
         yield
         return
-    os.environ[name] = value
+    os.environ[name] = value  # the current directory may have a `torch.py`
     try:
         yield
     finally:
@@ -129,12 +126,14 @@ def begin(worker: ForkServerProcess) -> None:
 
 
 class Child:
-    """A child process, started by the fork server, and a pipe to it.
+    """A child process of the fork server. It calls `work(*arguments, pipe)`.
 
-    The child calls `work(*arguments, pipe)`, where `pipe` is its end of the pipe.
+    Attributes:
+        link: This process's end of the pipe. `work` gets the other end.
 
     Raises:
-        RunFailedError: The child cannot be started.
+        ConfigError: The fork server cannot be started.
+        RunFailedError: The fork server does not start the child.
     """
 
     def __init__(self, work: Callable[..., None], *arguments: object) -> None:
@@ -152,25 +151,22 @@ class Child:
 
 
 def _end_if_stopped(ended: Event, problem: list[str]) -> None:
-    """Kill the fork server if it does not answer, so that `begin` stops waiting.
-
-    `begin` sets `ended` after an answer. `problem` receives the reason for the kill.
-    """
     server: Any = forkserver._forkserver
     found = why_silent(ended.wait, lambda: is_stopped(server._forkserver_pid), ANSWER_LIMIT_S)
     if found:
         problem.append(f"multiprocessing's fork server {found}")
-        kill()
+        kill()  # so that `begin` stops waiting
 
 
 def why_silent(
     answered: Callable[[float], bool], stopped: Callable[[], bool], limit_s: float
 ) -> str:
-    """Wait at most `limit_s` seconds until another process answers.
+    """Wait for the answer of another process; return "", or the reason why no answer came.
 
-    Return "" after an answer, otherwise the reason why the wait ended. `answered(seconds)` waits at
-    most `seconds`, and returns whether the answer has come. `stopped()` returns whether the other
-    process is stopped (SIGSTOP).
+    Args:
+        answered: Waits at most the given seconds, and returns whether the answer has come.
+        stopped: Returns whether the other process is stopped (SIGSTOP).
+        limit_s: Largest time to wait, in seconds.
     """
     waited_s = stopped_s = 0.0
     while not answered(LOOK_S):

@@ -8,13 +8,13 @@ LONGEST_ERROR = 4000
 
 
 def printable(text: object, longest: int | None = None) -> str:
-    """Return a text as one line: escape control characters, shorten to `longest` characters."""
+    """Return a text as one line: `shortened` to `longest`, with control characters escaped."""
     whole = str(text) if longest is None else shortened(str(text), longest)
     return whole if whole.isprintable() else "".join(map(_escaped, whole))
 
 
 def shortened(text: str, longest: int) -> str:
-    """Return a text without its middle if it has more than `longest` characters."""
+    """Return a text; if it has more than `longest` characters, a note replaces its middle."""
     if len(text) <= longest:
         return text
     end = longest // 3

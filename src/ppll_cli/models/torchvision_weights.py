@@ -35,14 +35,13 @@ github.com/pytorch/vision/pull/6053."""
 
 
 def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of a torchvision model to the names in this program's model.
+    """Rename the weights of a torchvision model, for `PlainModel.load_state_dict`.
 
-    Pass the result to `PlainModel.load_state_dict`, which refuses weights that do not fit its
-    model. The result and `state_dict` share their tensors. These torchvision models are supported:
-    ResNet-18, 34, 50, 101 and 152 (here `ResNet` with `stem="imagenet"`), VisionTransformer (`ViT`
-    with `pooling="cls"`), and RetinaNets (`RetinaNet`) with one of these ResNets, if they make P6
-    from P5. Weights do not show the number of attention heads, so give `ViT` as many heads as the
-    original model has.
+    The tensors are not copied. These models are supported:
+
+    - ResNet-18, 34, 50, 101 and 152, as `ResNet` with `stem="imagenet"`.
+    - VisionTransformer, as `ViT` with `pooling="cls"` and the same number of heads.
+    - RetinaNet with one of these ResNets and with P6 made from P5, as `RetinaNet`.
     """
     return {our_name(key): tensor for key, tensor in state_dict.items()}
 

@@ -43,7 +43,7 @@ MARKERS = "os^DvxP*"
 
 
 def picture(path: Path, comparison: Comparison) -> bool:
-    """Draw a comparison into a PNG file. If all jobs were refused, only return False."""
+    """Draw a comparison into a PNG file. If all jobs were refused, return False without a file."""
     groups = [group for group in comparison.groups if group.status != "refused"]
     if not groups:
         return False
@@ -82,7 +82,6 @@ def picture(path: Path, comparison: Comparison) -> bool:
 
 
 def _places(wrapped: Sequence[str]) -> tuple[list[float], float]:
-    """Return the heights of the labels' middles and of the panels' end, in inches from the top."""
     places, end = [], GAP_INCHES / 2
     for text in wrapped:
         high = LINE_INCHES * (1 + text.count("\n")) + GAP_INCHES
@@ -92,12 +91,6 @@ def _places(wrapped: Sequence[str]) -> tuple[list[float], float]:
 
 
 def _panel(axes: "Axes", shown: Sequence[Drawn], places: Sequence[float], key: str) -> None:
-    """Draw the measure `key` of `MEASURES` for each group.
-
-    `places` has the height at which each group is drawn, in inches from the top. Speed and memory
-    are drawn as bars; a bar of memory has a section for each stage. The best metric is drawn as a
-    point, on an axis that need not begin at 0.
-    """
     is_memory, is_metric = key == "peak_memory_bytes", key == "best_metric"
     measure, _, _, scale, _ = MEASURES[key]
     if is_memory:
@@ -134,7 +127,6 @@ def _panel(axes: "Axes", shown: Sequence[Drawn], places: Sequence[float], key: s
 
 
 def _marks(axes: "Axes", place: float, group: Group, measure: Measure, scale: float) -> None:
-    """For a group with several seeds, draw the standard deviation and a point for each run."""
     from matplotlib.patheffects import withStroke
 
     found = group.spread(measure)
@@ -166,15 +158,11 @@ def _marks(axes: "Axes", place: float, group: Group, measure: Measure, scale: fl
 def _values(
     axes: "Axes", shown: Sequence[Drawn], places: Sequence[float], key: str, unit: str
 ) -> None:
-    """Write each group's value (see `cell`) at the right edge of a panel; widen the panel's axis.
-
-    `places` has the height of each group's value, in inches from the top.
-    """
     texts = [cell(each.group, key, unit=unit, counted=False) or "unknown" for each in shown]
     share = min(0.65, max(map(len, texts)) * CHARACTER_INCHES / PANEL_INCHES)
     low, high = axes.get_xlim()
     axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= high])
-    axes.set_xlim(low, low + (high - low) / (1 - share))
+    axes.set_xlim(low, low + (high - low) / (1 - share))  # makes room for the texts
     for place, text in zip(places, texts, strict=True):
         at = axes.get_yaxis_transform()
         axes.text(1.0, place, text, transform=at, ha="right", va="center", fontsize=8)
@@ -189,7 +177,6 @@ def _memory(row: Row) -> float | None:
 
 
 def _stages(group: Group) -> list[float]:
-    """Return the peak memory of each stage in MB, as the mean over the averaged runs."""
     sizes = zip_longest(*(row.stage_bytes for row in group.averaged))
     return [fmean(size for size in stage if size is not None) / 1e6 for stage in sizes]
 
@@ -206,7 +193,7 @@ class Point(NamedTuple):
 
 
 def points(group: Group) -> list[Point]:
-    """Return a group's curve, with a point for each step at which all its runs were evaluated."""
+    """Return a group's curve: a point for each step at which all runs were evaluated."""
     known = [_by_step(row) for row in group.averaged]
     found = []
     for step in known[0]:
@@ -223,10 +210,6 @@ def _by_step(row: Row) -> dict[int, tuple[float, float]]:
 
 
 def _curves(axes: "Axes", shown: Sequence[Drawn], comparison: Comparison) -> int:
-    """Draw a curve for each evaluated group, and the legend of the whole picture.
-
-    Return the number of text lines in the legend.
-    """
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -274,7 +257,7 @@ def _curves(axes: "Axes", shown: Sequence[Drawn], comparison: Comparison) -> int
         handlelength=4.0,
         handler_map={tuple: HandlerTuple(ndivide=None)},
     )
-    return ceil(sum(name.count("\n") + 1 for name in entries) / columns)
+    return ceil(sum(name.count("\n") + 1 for name in entries) / columns)  # the legend's lines
 
 
 def _no_data(axes: "Axes", text: str) -> None:
@@ -283,10 +266,6 @@ def _no_data(axes: "Axes", text: str) -> None:
 
 
 def _curve(axes: "Axes", drawn: Drawn, few: bool) -> list["Line2D"]:
-    """Draw a group's mean metric over time; if there are few curves, its deviation too.
-
-    Return the line; an empty list if the group was not evaluated.
-    """
     if not (found := points(drawn.group)):
         return []
     seconds, values, deviations = map(np.array, zip(*found, strict=True))

@@ -23,10 +23,9 @@ DPI = 165
 
 @contextmanager
 def figure(path: Path, height: float) -> Iterator["Figure"]:
-    """Provide a figure to draw into, and write it as PNG at the end, completely or not at all.
+    """Provide a figure to draw into, and write it as a PNG file at the end of the `with` block.
 
-    `height` is in inches. The figure is readable on light and on dark pages. The user's style for
-    matplotlib has no effect.
+    `height` is in inches. The user's style for matplotlib has no effect.
 
     Raises:
         OSError: The file cannot be written.
@@ -48,6 +47,7 @@ def figure(path: Path, height: float) -> Iterator["Figure"]:
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         matplotlib.rcdefaults()
         matplotlib.rcParams["text.parse_math"] = False  # a "$" in a name does not begin a formula
+        # White, so that text is readable on dark pages too.
         made = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
         FigureCanvasAgg(made)
         yield made

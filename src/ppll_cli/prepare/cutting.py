@@ -50,9 +50,9 @@ class Weights:
 
     Attributes:
         units: Cost of each unit of the model.
-        auxiliary: Returns the cost of an auxiliary network; None to ignore it.
-        copy: Returns the cost of sending the tensors that cross a cut, given the index of the unit
-            after the cut; None to ignore it.
+        auxiliary: Returns the cost of a module's auxiliary network; None if it does not count.
+        copy: Returns the cost of sending a unit's inputs from the stage before, given the index of
+            the unit; None if it does not count.
     """
 
     units: Sequence[float]
@@ -61,7 +61,7 @@ class Weights:
 
 
 def weights(settings: Settings, subject: Subject, profile: Profile | None) -> Weights:
-    """Return the costs that the chosen partition balances.
+    """Return the costs that `settings.partition` balances.
 
     If `profile` is given, the costs are the times that it measures.
     """
@@ -84,13 +84,8 @@ def weights(settings: Settings, subject: Subject, profile: Profile | None) -> We
 
 
 def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weights:
-    """Return costs in seconds for the profile's number of samples.
-
-    There is one optimizer step per `batch_size` samples. So the costs include a fraction of the
-    step's time: the profile's number of samples divided by `batch_size`.
-    """
-
     def seconds(part: Measured) -> float:
+        # The times are for `samples` samples, but one optimizer step is for `batch_size` samples.
         step_s = part.params * profile.step_s * profile.setup.samples / batch_size
         return part.forward_s + part.backward_s + step_s
 
@@ -153,7 +148,6 @@ def cut(settings: Settings, schedule: Schedule, subject: Subject, weights: Weigh
 
 
 def _fixed_modules(settings: Settings, subject: Subject) -> list[range] | None:
-    """Return the modules that `local.cuts` or `local.modules` fixes, if any."""
     given, count = settings.local.get("cuts"), settings.local.get("modules")
     names = subject.names
     if given is not None:
@@ -179,10 +173,10 @@ def _named_cuts(name: str, partitions: Mapping[str, Sequence[str]]) -> list[str]
 
 
 def placed(schedule: Schedule, stages: int) -> list[int]:
-    """Return, for each group of consecutive units, the stage that computes it.
+    """Return which stage computes each group of consecutive units.
 
-    For example, [0, 1, 0, 1] divides the model into four groups, two for each of two stages. Under
-    local learning, each stage has one group. In other runs, the schedule decides.
+    For example, [0, 1, 0, 1] means four groups: stage 0 computes the first group and the third.
+    Under local learning, each stage has one group. Otherwise `schedule.layout` decides.
 
     Raises:
         ConfigError: The schedule leaves a stage without units, or the first group is not on stage
@@ -205,11 +199,6 @@ def placed(schedule: Schedule, stages: int) -> list[int]:
 def _manual(
     settings: Settings, names: Sequence[str], atoms: Sequence[range], stages: int
 ) -> list[range]:
-    """Cut the model at `partition.cuts`, and return the units of each stage or chunk.
-
-    No cut may be inside an atom: a fixed module or a single unit. `stages` is the number of stages,
-    or of chunks if a stage has several.
-    """
     cuts = settings.partition.cuts
     assert cuts is not None
     what = "stages" if stages == settings.stages_asked else "chunks"
@@ -238,15 +227,12 @@ def grouped(
         costs = [cost + weights.auxiliary(modules, m) for m, cost in enumerate(costs)]
     copies = [0.0, *map(weights.copy, (atom.start for atom in atoms[1:]))] if weights.copy else []
     even = len(set(costs)) == 1 and not copies
+    # For deep models, `balance` would be slow.
     parts = _even(len(atoms), stages) if even else balance(costs, stages, copies)
     return [range(atoms[part.start].start, atoms[part.stop - 1].stop) for part in parts]
 
 
 def _stages_as_modules(weights: Weights, auxiliary: Auxiliary, stages: int) -> list[range]:
-    """Cut the model into stages of balanced cost, each of which is a module.
-
-    The cost of an auxiliary network depends on the cuts, so it is computed for each possible cut.
-    """
     count = len(weights.units)
 
     @cache
@@ -267,7 +253,6 @@ def _stages_as_modules(weights: Weights, auxiliary: Auxiliary, stages: int) -> l
 
 
 def _even(items: int, groups: int) -> list[range]:
-    """Group items of equal cost evenly. `balance` would be slow for deep models."""
     size, longer = divmod(items, groups)
     starts = [group * size + min(group, longer) for group in range(groups + 1)]
     return [range(start, stop) for start, stop in pairwise(starts)]

@@ -140,7 +140,7 @@ def assemble(
 ) -> Job:
     """Cut the model into stages, and return the job.
 
-    Notes for the user are appended to `notes`. Only partition=profile uses `profile`.
+    `profile` is used only by partition=profile. Notes for the user are appended to `notes`.
 
     Raises:
         ConfigError: The settings do not fit the data, the model or one another.
@@ -199,7 +199,6 @@ def _reads_bank(end: ModuleEnd) -> bool:
 def _specs(
     routes: Routes, before: Sequence[Mapping[str, ValueSpec]]
 ) -> tuple[Mapping[str, ValueSpec], ...]:
-    """Return, for each chunk, the shape and dtype of each tensor that enters it, by name."""
     entering = [routes.reads[0] | routes.passing(0), *(route.names for route in routes.into[1:])]
     chunks = zip(routes.layout.chunks, entering, strict=True)
     return tuple({n: before[chunk.units.start][n] for n in names} for chunk, names in chunks)
@@ -210,7 +209,6 @@ def _stages_are_modules(settings: Settings, schedule: Schedule) -> bool:
 
 
 def _notes_on_unused(settings: Settings, machines: int) -> Iterator[str]:
-    """Yield a note for each setting that the user changed, but that has no effect."""
     for key, needs in settings.optim.unused.items():
         value = json.dumps(getattr(settings.optim, key))
         yield f"optim.{key}={value} has no effect: it is only for {needs}"
@@ -221,7 +219,6 @@ def _notes_on_unused(settings: Settings, machines: int) -> Iterator[str]:
 
 
 def _notes_on_counters(subject: Subject) -> Iterator[str]:
-    """Yield a note for each attribute that every forward pass of a unit, or every loss, changes."""
     found: dict[str, list[str]] = {}
     for name, traced in zip(subject.names, subject.ends.traced, strict=True):
         for attribute in traced.counters:

@@ -26,10 +26,12 @@ Layout = tuple[TensorForm, ...]
 
 
 class Slots:
-    """The slots of a channel, as one end sees them. This end uses one slot after another.
+    """The slots of a channel, as one end of the channel uses them.
 
-    `memory` is the memory of all `count` slots; each has `size` bytes. `next` and `at` raise
-    ValueError if the tensors do not fit into a slot.
+    Args:
+        memory: The memory of all slots.
+        count: Number of slots.
+        size: Size of a slot in bytes.
     """
 
     def __init__(self, memory: Memory, count: int, size: int) -> None:
@@ -38,12 +40,22 @@ class Slots:
         self._views: dict[tuple[int, Layout], dict[str, Tensor]] = {}
 
     def next(self, layout: Layout) -> tuple[int, dict[str, Tensor]]:
-        """Return the index of the next slot, and a view of the slot for each tensor of a layout."""
+        """Return the index of the next slot, and views of its memory, one for each tensor.
+
+        The slots are used in turn. After the last slot, slot 0 is the next.
+
+        Raises:
+            ValueError: The tensors do not fit into a slot.
+        """
         slot, self._next = self._next, (self._next + 1) % self.count
         return slot, self.at(slot, layout)
 
     def at(self, slot: int, layout: Layout) -> dict[str, Tensor]:
-        """Return a view of a slot for each tensor of a layout."""
+        """Return views of a slot's memory, one for each tensor of a layout.
+
+        Raises:
+            ValueError: The tensors do not fit into a slot.
+        """
         views = self._views.get((slot, layout))
         if views is None:
             self.check_room(layout)
@@ -71,7 +83,7 @@ class Slots:
 
 
 def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
-    """Return the layout for copies of these tensors in a slot."""
+    """Return the layout that copies of these tensors have in a slot."""
     return tuple(
         TensorForm(name, tensor.dtype, tuple(tensor.shape), dense_strides(tensor))
         for name, tensor in tensors.items()

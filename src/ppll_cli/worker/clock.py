@@ -12,9 +12,10 @@ import torch
 
 
 class Clock:
-    """The clock of a CPU. A moment is a value of `perf_counter`, in seconds.
+    """The clock of a CPU, and the base class of other clocks.
 
-    Only the clock that made a moment can interpret it.
+    Methods accept only moments that `mark` of the same clock has returned. On CPU a moment is a
+    value of `perf_counter`, in seconds.
     """
 
     def mark(self) -> Any:
@@ -34,10 +35,10 @@ class Clock:
         return elapsed_s
 
     def free(self, moment: Any) -> None:
-        """Allow the clock to reuse a moment."""
+        """Allow the clock to reuse a moment, which the caller must not use again."""
 
     def host_s(self, moment: Any) -> float:
-        """Wait for the device, and return a moment as a time of `perf_counter`, in seconds."""
+        """Return a moment as a time of `perf_counter`, in seconds. May wait for all queued work."""
         now_s: float = moment
         return now_s
 
@@ -52,30 +53,24 @@ class StreamClock(Clock):
         self._backend = backend
         self._free: list[Any] = []
 
-    def mark(self) -> Any:
-        """Record an event after all queued work, and return it."""
+    def mark(self) -> Any:  # noqa: D102
         event = self._free.pop() if self._free else self._backend.Event(enable_timing=True)
         event.record()
         return event
 
-    def passed(self, moment: Any) -> bool:
-        """Return whether the device has reached the event."""
+    def passed(self, moment: Any) -> bool:  # noqa: D102
         return bool(moment.query())
 
-    def wait(self, moment: Any) -> None:
-        """Wait until the device has reached the event."""
+    def wait(self, moment: Any) -> None:  # noqa: D102
         moment.synchronize()
 
-    def seconds(self, first: Any, last: Any) -> float:
-        """Return the seconds between two events that the device has reached."""
+    def seconds(self, first: Any, last: Any) -> float:  # noqa: D102
         return float(first.elapsed_time(last)) / 1000
 
-    def free(self, moment: Any) -> None:
-        """Keep the event for reuse by a later `mark`."""
+    def free(self, moment: Any) -> None:  # noqa: D102
         self._free.append(moment)
 
-    def host_s(self, moment: Any) -> float:
-        """Wait until the device is idle, then convert the event's time to the host's clock."""
+    def host_s(self, moment: Any) -> float:  # noqa: D102
         now = self.mark()
         self.wait(now)
         now_s = perf_counter()

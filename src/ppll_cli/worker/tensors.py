@@ -19,10 +19,10 @@ class MicroBatch:
     Attributes:
         values: The inputs, and all that the units have computed, until the backward.
         leaves: The inputs that need gradients, until `take_input_gradients` is called.
-        outputs: The detached outputs, until the next chunk takes them.
+        outputs: The detached outputs, until `take_outputs` is called.
         gradients: The gradients of the outputs, until the backward.
         weight_half: The second half of a split backward (see `job.halves`), until it runs.
-        received: The memory addresses of the gradients that `weight_half` reads.
+        received: The addresses of the received gradients' memory, which `.grad` must not share.
     """
 
     values: Named
@@ -62,29 +62,27 @@ class Tensors:
     def changing(self, micro_batch: int, state: Callable[[], Iterable[Tensor]]) -> set[int]:
         """Return addresses of memory that may change before the next chunk reads the outputs.
 
-        An output may share this memory; `hold_outputs` then copies it. If the next chunk is on
-        another stage, the outputs are sent at once, so the result is empty. If it is on this stage,
-        a new message may overwrite the inputs of this chunk, and a step may change its weights and
-        buffers. `state` returns these weights and buffers. It is slow, so it is called only if
-        needed.
+        Call this before the forward. `hold_outputs` copies outputs that are in this memory.
+        `state` returns the chunk's weights and buffers.
         """
-        if not self._next_is_here:
+        if not self._next_is_here:  # the outputs are sent at once
             return set()
+        # A new message may overwrite the inputs, and a step may change weights and buffers.
         return storages([*self[micro_batch].values.values(), *state()])
 
     def hold_outputs(self, micro_batch: int, changing: set[int]) -> None:
-        """Detach the outputs, and keep them for the next chunk.
+        """Detach the outputs, and store them until `take_outputs` is called.
 
-        Outputs that the chunk has made are copied if their memory is in `changing`. Inputs that the
-        chunk passes on are not copied, because their slots stay in use.
+        `changing` is the result of the method `changing`. Outputs in this memory are copied if
+        units of the chunk have made them.
         """
         held = self[micro_batch]
         held.outputs = {name: held.values[name].detach() for name in self._out.names}
-        if changing:
+        if changing:  # inputs that the chunk passes on need no copies: their slots stay in use
             held.outputs |= copy_shared({name: held.outputs[name] for name in self._made}, changing)
 
     def take_outputs(self, micro_batch: int) -> Named:
-        """Remove and return the detached outputs."""
+        """Remove and return the detached outputs, by name."""
         held = self[micro_batch]
         outputs, held.outputs = held.outputs, {}
         return outputs
@@ -107,12 +105,12 @@ class Tensors:
     def take_input_gradients(self, micro_batch: int) -> Named:
         """Remove and return the gradients of the inputs, by name.
 
-        An input without influence on the loss is left out. If its gradient were zeros, earlier
-        weights would get gradients, and weight decay would change these weights. Back-propagation
-        on one device does not change them.
+        An input without influence on the loss is left out.
         """
         held = self[micro_batch]
         leaves, held.leaves = held.leaves, {}
+        # No zeros for the other inputs: earlier weights would then get gradients, and weight decay
+        # would change these weights. Back-propagation on one device does not change them.
         return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
     def shapes(self) -> dict[str, list[int]]:

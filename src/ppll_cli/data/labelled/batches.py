@@ -24,8 +24,7 @@ AHEAD = 2
 class LoadedBatches(ImageBatches[Listing]):
     """Makes batches of pictures that loaders decode during training and evaluation.
 
-    One thread must make all training batches. One thread, the same or another, must make all
-    evaluation batches.
+    Only one thread may make training batches, and only one may make evaluation batches.
     """
 
     in_advance = True

@@ -24,13 +24,15 @@ GAP = 6
 class View(NamedTuple):
     """A version of a piece of a picture, such as the model's enlargement.
 
-    `psnr` compares the view with the original, in dB, as the run's metric does. It is None for the
-    original. It is also None if the piece is so small that all its pixels belong to the border that
-    the metric leaves out.
+    Attributes:
+        name: What the view shows.
+        pixels: uint8 [H, W, 3]; all views of a piece have the same shape.
+        psnr: PSNR in dB against the original, without border pixels. None for the original, and
+            if the piece has only border pixels.
     """
 
-    name: str  # what the view shows
-    pixels: Bytes  # uint8 [H, W, 3]; all views of a piece have the same shape
+    name: str
+    pixels: Bytes
     psnr: float | None
 
     @property
@@ -42,9 +44,12 @@ class View(NamedTuple):
 def views(low: Bytes, high: Bytes, scale: int, overlap: int, predict: Predict) -> list[View]:
     """Return four views of a picture's middle: input, bicubic, the model's output, and original.
 
-    The small picture is uint8 [H, W, 3], the large one uint8 [sH, sW, 3]. `predict`, the model,
-    maps float32 [1, 3, H, W] to [1, 3, sH, sW], both in [0, 1]. The model also reads `overlap`
-    pixels of the small picture on each side of the middle.
+    Args:
+        low: The small picture that the model enlarges, uint8 [H, W, 3].
+        high: The original large picture, uint8 [sH, sW, 3].
+        scale: The factor s.
+        overlap: Number of pixels around the middle of `low` that the model also reads.
+        predict: The model. It maps float32 [1, 3, h, w] in [0, 1] to [1, 3, sh, sw].
     """
     height, width = (min(side, SIDE) for side in low.shape[:2])
     top, left = (low.shape[0] - height) // 2, (low.shape[1] - width) // 2
@@ -70,11 +75,14 @@ def views(low: Bytes, high: Bytes, scale: int, overlap: int, predict: Predict) -
 
 
 def enlarged(images: Tensor, tiles: Sequence[Tile], predict: Predict) -> Image.Image:
-    """Enlarge a picture, float32 [1, 3, H, W], tile by tile, and join the enlarged tiles.
+    """Enlarge a picture tile by tile, and join the enlarged tiles.
 
     Tiles may overlap; the result has only the used pixels of each tile (see `tiles.Span`).
-    The model maps float32 [1, 3, h, w] to [1, 3, sh, sw], all in [0, 1]. The tiles are ordered by
-    rows, and from left to right in a row.
+
+    Args:
+        images: The picture, float32 [1, 3, H, W] in [0, 1].
+        tiles: The picture's tiles, row by row, and from left to right in a row.
+        predict: The model. It maps float32 [1, 3, h, w] in [0, 1] to [1, 3, sh, sw].
     """
     rows: dict[int, list[Tensor]] = {}
     for _, down, across in tiles:
@@ -90,7 +98,6 @@ def enlarged(images: Tensor, tiles: Sequence[Tile], predict: Predict) -> Image.I
 
 
 def _psnr(made: Bytes, wanted: Bytes, border: int) -> float | None:
-    """Return the PSNR, in dB, of two pictures without their borders; None if no pixel is left."""
     one, other = (inner_luma(torch.from_numpy(np.array(each)), border) for each in (made, wanted))
     if not one.numel():
         return None
@@ -98,10 +105,7 @@ def _psnr(made: Bytes, wanted: Bytes, border: int) -> float | None:
 
 
 def captioned(found: Sequence[View]) -> Image.Image:
-    """Draw views in two columns, each below its caption.
-
-    An integer factor enlarges the views so that the drawing is about `PAGE_WIDTH` pixels wide.
-    """
+    """Draw views in two columns, each below its caption, about `PAGE_WIDTH` pixels wide."""
     height, width = found[0].pixels.shape[:2]
     factor = max(1, round((PAGE_WIDTH - 3 * GAP) / 2 / width))
     size = text_size(2 * factor * width + 3 * GAP)

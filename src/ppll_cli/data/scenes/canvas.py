@@ -53,10 +53,15 @@ class Cutout(NamedTuple):
 
 
 def paint(random: RandomState, items: Bytes, labels: NDArray[np.int64], side: int) -> Painted:
-    """Paint a scene with up to 8 items on a cluttered background, large items behind small ones.
+    """Paint up to 8 random items on a cluttered background, small items over large ones.
 
-    Items, uint8 [I, 28, 28], are chosen at random; their classes are int64 [I]. An item for which
-    no place is found is left out.
+    An item for which no place is found is left out.
+
+    Args:
+        random: The source of all random numbers.
+        items: The items to choose from, uint8 [I, 28, 28].
+        labels: The classes of `items`, int64 [I].
+        side: Height and width of the scene in pixels.
     """
     canvas = _background(random, side)
     for _ in range(random.randint(3, 9)):
@@ -90,7 +95,6 @@ def paint(random: RandomState, items: Bytes, labels: NDArray[np.int64], side: in
 
 
 def _background(random: RandomState, side: int) -> Floats:
-    """Paint a smooth colour gradient with random shapes, float32 [S, S, 3] in [0, 255]."""
     few = random.randint(40, 216, (random.randint(2, 5), random.randint(2, 5), 3))
     soft = Image.fromarray(few.astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
     shapes = soft.copy()
@@ -114,9 +118,8 @@ def _background(random: RandomState, side: int) -> Floats:
 
 
 def _paint_fragment(random: RandomState, canvas: Floats, item: Bytes) -> None:
-    """Paint a fragment of an item as clutter; it is too small to be recognised."""
     top, left = random.randint(4, _ITEM - 14, 2)
-    high, wide = random.randint(6, 11, 2)
+    high, wide = random.randint(6, 11, 2)  # of 28 pixels: too few to recognise the item
     piece = Image.fromarray(item[top : top + high, left : left + wide])
     factor = np.exp(random.uniform(np.log(1.0), np.log(4.0))) * len(canvas) / 160
     size = (max(2, int(wide * factor)), max(2, int(high * factor)))
@@ -128,18 +131,13 @@ def _paint_fragment(random: RandomState, canvas: Floats, item: Bytes) -> None:
 
 
 def _cutout(item: Bytes, size: float, most: float, *, mirrored: bool) -> Cutout | None:
-    """Cut out an item, uint8 [28, 28], and resize it; return None if it has too few pixels.
-
-    The box around the item is resized to an area of `size` x `size` pixels. The area becomes
-    smaller if the box's longer side would exceed `most` pixels. A dark pixel belongs to the item if
-    there are bright pixels on both sides of it in its row, and also in its column.
-    """
     inside = item >= _THRESHOLD
     across, down = (
         np.logical_or.accumulate(inside, axis)
         & np.flip(np.logical_or.accumulate(np.flip(inside, axis), axis), axis)
         for axis in (1, 0)
     )
+    # Also dark pixels between bright ones, in their row and in their column, belong to the item.
     solid = inside | (across & down)
     if not solid.any():
         return None
@@ -173,17 +171,11 @@ def _around(solid: NDArray[np.bool_]) -> tuple[slice, slice]:
 def _fits(
     owner: NDArray[np.int_], here: tuple[slice, slice], solid: NDArray[np.bool_], areas: list[int]
 ) -> bool:
-    """Return whether enough of each item stays visible if a new item is painted in the box `here`.
-
-    `solid` says which pixels of the box the new item covers. `owner` [S, S] is the index of the
-    item that each pixel shows, -1 for the background. `areas` has the number of pixels of each
-    item, covered ones included.
-    """
     seen, lost = (
         np.bincount(pixels[pixels >= 0], minlength=len(areas))
         for pixels in (owner, owner[here][solid])
     )
-    return bool(np.all(seen - lost >= VISIBLE * np.array(areas)))
+    return bool(np.all(seen - lost >= VISIBLE * np.array(areas)))  # areas count covered pixels too
 
 
 def _common(one: tuple[float, ...], other: tuple[float, ...]) -> float:
@@ -195,10 +187,6 @@ def _common(one: tuple[float, ...], other: tuple[float, ...]) -> float:
 
 
 def _tint(random: RandomState, behind: Floats, cutout: Cutout) -> Floats:
-    """Return a random colour, float32 [3], in which an item contrasts with the pixels behind it.
-
-    Of 8 random colours, return the first with enough contrast, or else the one with the most.
-    """
     weight = cutout.cover / cutout.cover.sum()
     ground = (behind * weight[..., None]).sum((0, 1))
     shade = float((_shade(cutout.grey) * weight).sum())
