@@ -16,10 +16,10 @@ WITHOUT = re.compile(r"resume$|hydra$|local\.bank\.")
 
 
 def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
-    """Return the overrides that turn the defaults into this resolved configuration.
+    """Return the overrides that turn the defaults into a resolved configuration.
 
-    `choices` maps each group to the option with which the configuration was composed. The overrides
-    are not quoted for a shell.
+    `choices` has the chosen option of each configuration group, such as {"schedule": "ppll"}. The
+    overrides are not quoted for a shell.
     """
     given: list[str] = []
     defaults, usual = composed(given)

@@ -54,9 +54,13 @@ Content = TypeVar("Content", bound=Sized)
 
 @dataclass(eq=False, repr=False)
 class SplitBatches(Generic[Data, Content]):
-    """Makes batches from the splits of a data set. A subclass defines what is in a batch.
+    """Makes batches from the splits of a data set. Subclasses define what is in a batch.
 
-    See `ppll_cli.data.source.Dataset.batches` for the arguments.
+    Args:
+        splits: The result of the data set's `load`.
+        batch_size: Number of samples of a training batch.
+        seed: The run's seed.
+        device: The device of the batches.
     """
 
     dataset: Data
@@ -73,12 +77,9 @@ class SplitBatches(Generic[Data, Content]):
         self._latest: tuple[int, Tensor] | None = None  # latest argument and result of `order`
 
     def order(self, epoch: int) -> Tensor:
-        """Return the indices of all N training samples in the order of an epoch, int64 [N].
-
-        The order must not depend on the batch that is being made, so it needs a generator of its
-        own: the global generators are seeded for each batch.
-        """
+        """Return the indices of all N training samples in the order of an epoch, int64 [N]."""
         if self._latest is None or self._latest[0] != epoch:
+            # Not a global generator: those are seeded for each batch, but an epoch has one order.
             generator = generator_of(seeding.sample_order(self.seed, epoch))
             order = torch.randperm(len(self.splits["train"]), generator=generator)
             self._latest = epoch, to_device(order, self._order_device)
@@ -213,13 +214,14 @@ Made = tuple[dict[str, Tensor], torch.cuda.Event | None]
 class Ahead:
     """Makes training batches in a thread, if possible in advance while the worker trains.
 
-    The thread has a CUDA stream of its own, and torch uses up to `threads` CPU threads in it.
-    Evaluation batches are made in the caller's thread, on the caller's stream. `batches` makes the
-    batches, on `device`; `seed` is the run's seed.
+    A batch is made in advance only if the class of `batches` has `in_advance = True`, which is
+    explained in `BatchMaker.train`. Otherwise the caller waits while a batch is made.
 
-    Networks draw from torch's global generators, for example for dropout. So a batch is made in
-    advance only if the class of `batches` says that it does not draw from global generators
-    (`in_advance`). Else the caller waits while a batch is made, and the generators are seeded.
+    Args:
+        batches: Makes the batches.
+        threads: Largest number of CPU threads that torch uses to make a training batch.
+        seed: The run's seed.
+        device: The device for which `batches` makes batches.
     """
 
     def __init__(
@@ -236,13 +238,13 @@ class Ahead:
         self._next: tuple[tuple[int, int], Future[Made]] | None = None
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
-        """Make an evaluation batch."""
+        """Make an evaluation batch in the caller's thread."""
         return evaluation_batch(self._batches, split, batch, size, self._device)
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """Return a training batch, and start to make the next one if it can be made in advance.
 
-        If making the batch failed in the thread, raise the thread's exception.
+        If making the batch failed in the thread, raise the thread's exception here.
         """
         if self._next is None or self._next[0] != (epoch, batch):
             self._start(epoch, batch)
@@ -250,7 +252,7 @@ class Ahead:
         tensors, made = self._next[1].result()
         self._side.hand_over(tensors, made)
         self._next = None
-        if self._in_advance:
+        if self._in_advance:  # other batches would draw at the same time as the networks
             last = batch + 1 == self._batches.steps_per_epoch
             self._start(*((epoch + 1, 0) if last else (epoch, batch + 1)))
         return tensors
@@ -274,7 +276,7 @@ class Ahead:
 
     @contextmanager
     def _without_global_draws(self) -> Iterator[None]:
-        """Check the first batch. The caller waits for it, so nobody else draws meanwhile."""
+        # The caller waits for the first batch, so no network draws meanwhile.
         with noticed_draws(generators_of(self._device)) as drawn:
             yield
         if drawn:

@@ -30,13 +30,13 @@ _STEPS = 5  # the grid of places has a step of 1 / _STEPS of a label's height
 def text_size(width: int) -> int:
     """Return the font size, in pixels, for text in a picture of this width.
 
-    A page shows a picture wider than `PAGE_WIDTH` at a reduced size, so text in it must be larger.
+    It is larger in a picture wider than `PAGE_WIDTH`, because a page shows the picture smaller.
     """
     return round(TEXT_HEIGHT * max(1.0, width / PAGE_WIDTH))
 
 
 def font_of(size: int) -> Font:
-    """Return the font that Pillow ships, so that pictures are equal on every machine."""
+    """Return Pillow's own font, so that pictures are equal on every machine."""
     return ImageFont.load_default(size)
 
 
@@ -90,12 +90,16 @@ def free_place(
     *,
     below: bool = False,
 ) -> Rectangle | None:
-    """Return a free place for a label, at or near the box that it names; None if there is none.
+    """Return a free place for a label, at or near the label's box; None if there is none.
 
-    `size` is width and height of the label, and `frame` width and height of the picture. `taken`
-    has the places of other labels. If `below`, places below the box are tried first.
+    Args:
+        size: Width and height of the label.
+        box: The box that the label describes.
+        frame: Width and height of the picture.
+        taken: Places of other labels.
+        below: Whether places below the box are tried before places above it.
     """
-    last = frame[0] - size[0], frame[1] - size[1]
+    last = frame[0] - size[0], frame[1] - size[1]  # the last corner with the label inside
     if min(last) < 0:
         return None
     for corners in _corners(size, box, last, below=below):
@@ -113,18 +117,14 @@ def free_place(
 def _corners(
     size: tuple[int, int], box: Rectangle, last: tuple[int, int], *, below: bool
 ) -> Iterator[NDArray[np.int_]]:
-    """Yield two arrays [n, 2] of possible top left corners for a label, each with the best first.
-
-    The first array has places at the box: above, below, inside and beside it. The second has a grid
-    over the picture, sorted by distance from the box. No corner has a larger x or y than `last`,
-    (x, y), so that the label is inside the picture.
-    """
+    # Corners [n, 2] at the box: above, below, inside and beside it. The best come first.
     (width, height), (left, top, right, bottom) = size, box
     outside, inside = [top - height, bottom], [top, bottom - height]
     rows = [*(reversed(outside) if below else outside), *inside]
     at_box = [(x, y) for y in rows for x in (left, right - width)]
     at_box += [(x, y) for y in inside for x in (right, left - width)]
     yield np.clip(at_box, 0, last)
+    # Corners of a grid over the whole picture, sorted by the label's distance from the box.
     step = max(1, height // _STEPS)
     sides = (np.unique([*range(0, end, step), end]) for end in last)
     grid = np.stack(np.meshgrid(*sides), axis=-1).reshape(-1, 2)

@@ -55,12 +55,13 @@ def resume_command(
 ) -> str:
     """Return the command that resumes a run.
 
-    If this run was resumed with another `epochs` or `max_steps` (the keys in `LENGTH`), the command
-    sets it again. Otherwise the next resume would use the old value, and could end at once.
-
-    `options` are command-line options that name folders of configurations, such as `--config-dir`.
-    `changes` are the overrides that turn the defaults into the configuration; None if unknown.
-    `recorded` is the configuration with which the run was started; None if it was never resumed.
+    Args:
+        run_dir: The run directory.
+        options: Command-line options that name folders of configurations, such as `--config-dir`.
+        changes: The overrides that turn the defaults into `config`; None if unknown.
+        config: The run's configuration.
+        choices: The chosen option of each configuration group, such as {"schedule": "ppll"}.
+        recorded: The configuration with which the run was started; None if it was never resumed.
     """
     classes = [change for change in changes or () if key_of(change).endswith("._target_")]
     if changes is None or any(choices.get(preset, "None") != "None" for preset in PRESETS):
@@ -72,14 +73,15 @@ def resume_command(
     tracker = choices.get("tracker", "none")  # `resume` does not track a run by itself
     again = [] if tracker == "none" else [setting("tracker", tracker)]
     if recorded is not None:
+        # Without this, the next resume would use the old length, and could end at once.
         again += [setting(k, config[k]) for k in LENGTH if config.get(k) != recorded.get(k)]
     return command("ppll-run", *options, setting("resume", str(run_dir)), *again, *classes)
 
 
 def how_to_train_longer(settings: Settings, job: Job) -> str:
-    """Return what the user can do so that a finished run trains for more steps.
+    """Return what the user can do so that a completed run trains for more steps.
 
-    `job` belongs to the resumed run, so `job.start` is the number of steps done.
+    `job` is the job of the resumed run: its `start` is the number of steps done.
     """
     epochs = settings.epochs * job.course.steps_per_epoch
     if job.start < epochs:
@@ -99,10 +101,11 @@ def comparison(
     *,
     resumed: bool,
 ) -> str | None:
-    """Return the command of a sweep that compares a run with other schedules.
+    """Return a command that starts a sweep, which compares a run with other schedules.
 
-    Return None if fewer than two schedules fit the run, or if the command is too long.
-    `resume_command` explains `options` and `changes`.
+    Return None if fewer than two schedules fit the run, or if the command is too long. `options`
+    are command-line options that name folders of configurations. `changes` are the overrides that
+    turn the defaults into the run's configuration.
     """
     gpus = max(2, settings.devices_asked)
     job = prepared.job
@@ -125,7 +128,6 @@ def comparison(
 
 
 def _accepts(settings: Settings, prepared: Prepared, schedule: Schedule) -> bool:
-    """Return whether the run could start with this schedule and the devices of `settings`."""
     workers = settings.replicas if schedule.one_stage else settings.devices_asked
     job = prepared.job
     local = dict(settings.local)

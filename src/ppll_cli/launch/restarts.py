@@ -1,7 +1,7 @@
 """`recover=stage`: restarts a failed worker, while the other workers are blocked or starved.
 
-The new process continues from the worker's latest snapshot (`worker.snapshots`), and reads again
-the messages that came after the snapshot (`transport.journal`).
+The new process continues from the worker's latest snapshot (`worker.snapshots`). It reads the
+messages after the snapshot once more (`transport.journal`).
 """
 
 import logging
@@ -28,27 +28,20 @@ SAME_PLACE = 3
 
 @dataclass
 class _History:
-    """The failures of one worker, and the latest reports that it sent.
-
-    Attributes:
-        failures: For each failure, its time, and the batch or mark at which the worker failed (None
-            if it was still starting).
-        reported: The step of the latest report, by the report's kind, split and module.
-        began_s: When the current restart began, on the clock of `perf_counter`; None if the worker
-            is not restarting.
-    """
-
+    # For each failure, its time, and the batch or mark at that time (None before the first one).
     failures: list[tuple[float, str | None]] = field(default_factory=list)
+    # The step of the latest report, by the report's kind, split and module.
     reported: dict[tuple[Any, ...], int] = field(default_factory=dict)
-    began_s: float | None = None
+    began_s: float | None = None  # when the current restart began; None if there is none
 
 
 class Restarts:
     """Restarts failed workers, and counts their failures.
 
-    Snapshots are in `folder`, in shared memory. `tell` is called with a report of kind "restart"
-    when a failure is detected, and with one of kind "restarted" when the new process continues.
-    `began_s` and `ended_s` in these reports are times of `perf_counter`.
+    Args:
+        folder: Folder in shared memory, for snapshots.
+        tell: Called with a report of kind "restart" when a failed worker is restarted, and with
+            one of kind "restarted" when the new process continues.
     """
 
     def __init__(self, job: Job, folder: Path, tell: Callable[[Report], None]) -> None:
@@ -56,7 +49,7 @@ class Restarts:
         self._history: dict[Seat, _History] = defaultdict(_History)
 
     def recovery(self, seat: Seat) -> Recovery | None:
-        """Return what a worker's process needs to write snapshots, and to continue from them.
+        """Return what a worker needs to write snapshots, and to continue from them after a restart.
 
         Return None if the worker cannot be restarted.
         """
@@ -67,9 +60,9 @@ class Restarts:
         return Recovery(str(folder), self._history[seat].reported.get(("saved", None, None), -1))
 
     def repeats(self, report: Report) -> bool:
-        """Record a worker's report.
+        """Record a worker's report, and return whether it repeats a report of an earlier process.
 
-        Return whether an earlier process of this worker has already sent the same report.
+        A restarted worker computes the steps after its snapshot again, so it repeats their reports.
         """
         kind, step = report["kind"], report.get("step", 0)
         if kind not in ("ready", "metrics", "counted", "saved"):
@@ -93,8 +86,13 @@ class Restarts:
     ) -> list[Report]:
         """Restart all failed workers, and return an empty list.
 
-        If a restart cannot help some of them, restart none, and return the failures of these
-        workers. `handle` gets the reports that a failed worker has left in its pipe.
+        If a restart cannot help one of them, restart none. Then return the failures that a restart
+        cannot help.
+
+        Args:
+            failures: Reports of failures.
+            workers: The workers on this machine.
+            handle: Called with each other report that a failed worker has left in its pipe.
 
         Raises:
             RunFailedError: The fork server has ended, or is stopped.
@@ -113,7 +111,6 @@ class Restarts:
         return []
 
     def _may_help(self, seat: Seat, report: Report) -> bool:
-        """Record a failure, and return whether a restart may help."""
         if report.get("final") or seat.stage not in self._job.restartable:
             return False
         recover, failures = self._job.settings.recover, self._history[seat].failures
@@ -142,14 +139,17 @@ class Restarts:
 
 
 class RestartLog:
-    """Lists the restarts of workers. `before` has the restarts before the run was resumed."""
+    """Lists the restarts of workers, for the console, the summary and the timeline.
+
+    `before` has the summary's entries of restarts before the run was resumed.
+    """
 
     def __init__(self, job: Job, before: Sequence[Mapping[str, Any]] = ()) -> None:
         self._job, self._before = job, before
         self._reports: list[Report] = []
 
     def take(self, report: Report) -> None:
-        """Record and log that a worker restarts, or that its new process continues."""
+        """Record and log a report of kind "restart" or "restarted" (see `Restarts`)."""
         if report["kind"] == "restart":
             failure.tell_of_restart(report)
             self._end(report, report["began_s"])  # a worker may fail again while it restarts
@@ -160,23 +160,19 @@ class RestartLog:
         self._end(report, report["ended_s"], seconds)
 
     def _end(self, report: Report, ended_s: float, seconds: float | None = None) -> None:
-        """If the worker of a report is restarting, record the end of this restart.
-
-        `seconds` is the restart's duration; None if the worker failed again during the restart.
-        """
         for each in self._reports:
             if _seat(each) == _seat(report) and each["ended_s"] is None:
                 each.update(ended_s=ended_s, seconds=seconds)
 
     def marked(self, looks: Sequence[Look]) -> list[Look]:
-        """Return `looks`, the workers' states, with `restarts` True for workers that restart."""
+        """Return the workers' states, with `restarts` True for each worker that is restarting."""
         # The display calls this in its own thread, so read a copy of the list.
         now = {_seat(each) for each in list(self._reports) if each["ended_s"] is None}
         seats = zip(self._job.seats, looks, strict=True)
         return [look._replace(restarts=seat in now) for seat, look in seats]
 
     def listed(self) -> list[Mapping[str, Any]]:
-        """Return the entry of `summary.json` for each restart."""
+        """Return all restarts as entries of `summary.json`."""
         keys = ("stage", "phase", "batch", "error", "seconds")
         return [*self._before, *({key: each[key] for key in keys} for each in self._reports)]
 

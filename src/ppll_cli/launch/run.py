@@ -47,18 +47,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Run:
-    """Trains one run in its run directory.
+    """Trains one run, and writes the results into its run directory.
 
     Attributes:
-        run_dir: The run directory, which exists and holds nothing of another run.
+        run_dir: The run directory. It exists, and has no files of another run.
         before: The record of the run to be resumed; None for a new run.
-        find_changes: Returns the overrides that turn the defaults into the configuration.
+        find_changes: Finds the overrides that turn the defaults into `config`.
         fleet: The machines of the run, if there are several; this process is on machine 0.
         options: Command-line options that name folders of configurations, such as `--config-dir`.
         began_s: The time from which `max_minutes` are counted, on the clock of `time.monotonic`.
-        direction: "minimize" or "maximize", if a sweeper searches for good settings and its
-            direction is known; otherwise None.
-        objective: Key of the number in the summary that a sweeper optimizes; set by `execute`.
+        direction: "minimize" or "maximize" if a sweeper searches for good settings; None if there
+            is no such sweeper, or if its direction is unknown.
+        objective: Key of the number in `summary.json` that a sweeper optimizes; set by `execute`.
     """
 
     settings: Settings
@@ -163,7 +163,6 @@ class Run:
         return summary
 
     def _finished(self, before: Recorded, start: Checkpoint | None) -> dict[str, Any] | None:
-        """Check the data of a resumed run. If the run is complete, return its summary."""
         beginning.check_data(before, self.settings.data, self.prepared.subject.identity)
         steps = self.prepared.job.course.steps
         known = self.run_dir, start, steps, self.metrics, self.objective
@@ -180,7 +179,6 @@ class Run:
             failure.tell(error, self.run_dir, advice.resume_command(self.run_dir, *known))
 
     def _gather(self, fleet: Fleet) -> None:
-        """Tell the other machines to prepare the run, and wait until they are ready."""
         fleet.jobs += 1
         try:
             announce(fleet, self.config, self.prepared, self.run_dir)
@@ -194,9 +192,8 @@ class Run:
             raise
 
     def _prepare(self, start: Checkpoint | None) -> Prepared:
-        """Prepare the job. A resumed run keeps its modules, and continues at its checkpoint."""
         settings, cuts = self.settings, None
-        if self.before is not None:
+        if self.before is not None:  # a resumed run keeps its modules
             cuts = self.before.cuts if start is None else start.manifest.cuts
         if cuts is not None and not settings.fixes_modules:
             local = {**settings.local, "cuts": list(cuts)}
@@ -215,7 +212,6 @@ class Run:
         return replace(prepared, job=job)
 
     def _worth_trying(self) -> str | None:
-        """Return a command to compare this run with other schedules; None if no command fits."""
         if self.fleet is not None or self._tracked().sweep or self.changes is None:
             return None
         known = self.settings, self.prepared, self.options, self.changes
@@ -259,7 +255,6 @@ class Run:
             self._saving.take(report, time.perf_counter() - self._started_s)
 
     def _fail(self, error: PpllError, cause: Exception | None = None) -> None:
-        """Log an error and the exception that caused it, then write the results that exist."""
         self._tell(error)
         if cause is not None:
             to_file("".join(traceback.format_exception(cause)))
@@ -268,11 +263,6 @@ class Run:
     def _finish(
         self, reports: list[Report], status: str, error: PpllError | None = None
     ) -> dict[str, Any]:
-        """Write the results, and return the summary.
-
-        Log an error for each result that cannot be written. If `error` is None, also raise the
-        first of these errors.
-        """
         seconds = time.perf_counter() - self._started_s
         summarised = partial(self._summarise, reports=reports, seconds=seconds)
         known = reports, self._restarts.drawn(), status, error

@@ -7,7 +7,7 @@ from typing import Any
 def flat(node: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """Flatten nested mappings: {"optim": {"lr": 1}} becomes {"optim.lr": 1}.
 
-    Each key begins with the text `before`. An empty mapping counts as a value.
+    An empty mapping counts as a value. `before` is put in front of each key, without a dot.
     """
     found: dict[str, Any] = {}
     for name, value in node.items():

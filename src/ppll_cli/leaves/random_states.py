@@ -16,9 +16,9 @@ CPU = torch.device("cpu")
 
 @contextmanager
 def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
-    """Seed all global generators in a `with` body; then restore them.
+    """Seed all global generators for the body of a `with`; then restore their states.
 
-    On CUDA the generators of torch are those of the CPU and of `device`.
+    Of torch's generators, these are the CPU's and, if `device` is on CUDA, that of `device`.
     """
     generators = generators_of(device)
     before = [generator.get_state() for generator in generators]
@@ -36,10 +36,10 @@ def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
 
 @contextmanager
 def noticed_draws(generators: Sequence[torch.Generator] = ()) -> Iterator[list[str]]:
-    """Yield a list. After the `with` body it names the libraries from which the body has drawn.
+    """Notice whether the body of a `with` draws random numbers from global generators.
 
-    Draws from the global generators of Python and NumPy are noticed, and draws from `generators`,
-    which are torch's.
+    Yield a list. After the body, it has the names of the libraries whose generators have changed:
+    "torch", "random" and "numpy.random". Of torch's generators, only `generators` are watched.
     """
     drawn: list[str] = []
     of_torch, others = [each.get_state() for each in generators], random_states()

@@ -67,10 +67,9 @@ def conditions(run: FoundRun) -> Conditions:
 
 
 def locality(run: FoundRun) -> Conditions:
-    """Return a run's settings of local learning.
+    """Return a run's settings of local learning, such as its method and its modules.
 
-    For runs with local losses, these settings must be equal in all runs of a group, and in a run
-    and its baseline with the schedule `ll`.
+    They are compared between runs with local losses, in addition to `conditions`.
     """
     modules = run.get("per_module")
     cuts = run.configured("cuts")
@@ -86,10 +85,7 @@ def locality(run: FoundRun) -> Conditions:
 
 
 def _known(found: Conditions) -> dict[str, Any]:
-    """Leave out unknown values, which are None.
-
-    Settings (keys with a dot, such as `data.eval_limit`) stay: for them, None is a value.
-    """
+    # For settings, such as `data.eval_limit`, None is a value. Elsewhere it means unknown.
     return {key: value for key, value in found.items() if value is not None or "." in key}
 
 
@@ -101,9 +97,11 @@ def _first_unit(module: Any) -> str | None:
 def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
     """Return the conditions in which two runs differ, with both values.
 
-    A difference that only follows from another one is left out. If the runs have different options
-    of a group, such as `model`, the keys of this group are left out. The digest of the data is left
-    out if another key of `data` differs, and `steps` if any other condition differs.
+    Differences that follow from another difference are left out:
+
+    - keys of `model`, such as `model.depth`, if the runs have different models; likewise for `data`
+    - the digest of the data if another key of `data` differs
+    - `steps` if any other condition differs
     """
     found = {
         key: (value, theirs[key])
@@ -123,14 +121,17 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
 
 
 def usual(runs: Sequence[Conditions]) -> Conditions:
-    """Return the conditions of the run to which most runs are comparable."""
+    """Return the conditions of the run that is comparable to the largest number of runs.
+
+    Return an empty mapping if there are no runs.
+    """
     return max(runs, key=lambda one: sum(not unequal(one, other) for other in runs), default={})
 
 
 def seedless(run: FoundRun) -> Conditions:
-    """Return a run's settings and conditions, without those that depend on the seed.
+    """Return the settings and conditions of a run that do not depend on its seed.
 
-    Two runs differ only in their seed if these values are equal. Completed runs are compared by the
+    Two runs for which these are equal differ only in their seed. Completed runs are compared by the
     number of steps done, not by `max_steps`.
     """
     found, choices = _settings(run), _choices(run)
@@ -190,15 +191,16 @@ def method(run: FoundRun) -> str | None:
 
 
 def settings(runs: Sequence[FoundRun]) -> dict[FoundRun, dict[str, str]]:
-    """Return, for each run, the settings in which the runs differ.
+    """Return, for each run, its values of the settings in which the runs differ.
 
-    If runs have different options of a group, such as `model`, the option is listed. A key of this
-    group is then listed only in two cases: all runs have the key, or it differs between runs with
-    the same option. Other keys differ only because of the option. The first case does not apply to
-    keys of `schedule`, or to keys that name the option (`_target_` and `name`).
+    If runs have different options of a group, such as `model=vit` and `model=vit_tiny`, the option
+    is listed. A key of this group, such as `model.depth`, is then listed only in two cases:
 
-    `data.root` is listed only if the data differ. Keys in `NAMED` are left out. The keys of local
-    methods are left out in runs that train the whole model by one loss (see `WHOLE`).
+    - It differs between runs with the same option.
+    - All runs have it, and it is not a key of `schedule`, and not `_target_` or `name`.
+
+    `data.root` is listed only if the data differ. Keys in `NAMED` are left out, and the keys of
+    `local` and `fba` in runs that train the whole model by one loss (see `WHOLE`).
     """
     known, chosen = [_settings(run) for run in runs], [_choices(run) for run in runs]
     if len({_digest(run) for run in runs} - {None}) > 1:
@@ -211,6 +213,7 @@ def settings(runs: Sequence[FoundRun]) -> dict[FoundRun, dict[str, str]]:
         group = key.partition(".")[0]
         options = [each.get(group) for each in chosen]
         values = [json.dumps(each.get(key)) for each in known]
+        # A key that only some of the options have differs only because of the option.
         differ = Counter(option for option, _ in {*zip(options, values, strict=True)})
         names_option = key.endswith("_target_") or key == f"{group}.name"
         everywhere = (
@@ -229,9 +232,10 @@ def settings(runs: Sequence[FoundRun]) -> dict[FoundRun, dict[str, str]]:
 
 
 def overrides(runs: Sequence[FoundRun]) -> dict[FoundRun, dict[str, str]]:
-    """Return the overrides of each refused job, without `schedule`, which has its own column.
+    """Return the overrides of each job that was refused before it started; other runs have none.
 
-    Overrides that all runs share are left out if there are several runs.
+    `schedule` is left out, because it has its own column. If there are several runs, overrides that
+    all of them share are left out too.
     """
     given = {run: dict(o.partition("=")[::2] for o in run.overrides) for run in runs}
     settled = [run for run in runs if run.config]
@@ -248,7 +252,6 @@ def overrides(runs: Sequence[FoundRun]) -> dict[FoundRun, dict[str, str]]:
 
 
 def _has(run: FoundRun, key: str, text: str) -> bool:
-    """Return whether a run was configured as the override `key`=`text` says."""
     from hydra.errors import OverrideParseException  # slow to import, and often not needed
 
     from ppll_cli.config.overrides import parsed
@@ -288,13 +291,11 @@ def _choice(run: FoundRun, group: str) -> Any:
 
 
 def _choices(run: FoundRun) -> dict[str, Any]:
-    """Return the run's option of each group, such as `model`. Old names become current ones."""
     found = run.configured("choices")
     return {**ADDED, **choices_now(found)} if isinstance(found, Mapping) else {}
 
 
 def _settings(run: FoundRun) -> dict[str, Any]:
-    """Return a run's settings by key. With `recover=off`, other keys of `recover` are left out."""
     config, recover = run.config, run.configured("recover", "name")
     if config and recover in (None, "off"):  # older runs have no such group
         config = {**config, "recover": {"name": "off"}}

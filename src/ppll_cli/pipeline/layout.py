@@ -66,7 +66,7 @@ class Layout:
 
     @cached_property
     def modules(self) -> tuple[range, ...]:
-        """For each module, the indices of its units."""
+        """The indices of the units of each module."""
         groups = (list(g) for _, g in groupby(self.chunks, key=lambda chunk: chunk.module))
         return tuple(range(g[0].units.start, g[-1].units.stop) for g in groups)
 
@@ -94,7 +94,7 @@ class Layout:
         return next(n for n, chunk in enumerate(self.chunks) if unit in chunk.units)
 
     def cuts(self) -> list[int]:
-        """Return the index of the first unit after each boundary between two stages."""
+        """Return the index of the first unit after each change from one stage to another."""
         pairs = pairwise(self.chunks)
         return [after.units.start for before, after in pairs if before.stage != after.stage]
 
@@ -106,10 +106,12 @@ class Layout:
 
 
 def cut_at(names: Sequence[str], starts: Sequence[str], key: str) -> list[range]:
-    """Cut the model's units, given by their names, into groups.
+    """Cut a model's units into groups of consecutive units; return the indices of each group.
 
-    `starts` has the first unit of the second and later groups. Error messages begin with `key`, the
-    configuration key for which the user gave `starts`.
+    Args:
+        names: The names of all units, in the model's order.
+        starts: The names of the first units of all groups but the first.
+        key: The configuration key for which the user gave `starts`, for error messages.
 
     Raises:
         ConfigError: A name in `starts` is unknown, given twice or out of order.

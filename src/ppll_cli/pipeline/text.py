@@ -18,12 +18,13 @@ LETTERS = {Forward: "F", Backward: "B", BackwardInput: "B", BackwardWeight: "W",
 
 
 def show(rows: Sequence[Iterable[tuple[Instruction, float]]]) -> str:
-    """Draw the instructions of all stages on a common time axis.
+    """Draw the instructions of all stages as text, on a common time axis.
 
     `F2` is the third forward pass (numbers begin at 0). If a stage has several chunks, a second
     letter names the chunk: `F2b` is the third forward pass of chunk b.
 
-    `rows` has, for each stage, pairs of an instruction and the tick (a whole number) of its start.
+    Args:
+        rows: For each stage, its instructions, each with the tick (a whole number) of its start.
     """
     tables = [dict(_cells(row)) for row in rows]
     ticks = 1 + max((tick for table in tables for tick in table), default=0)

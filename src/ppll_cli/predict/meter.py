@@ -1,7 +1,7 @@
 """Separate processes that measure time and memory of networks, or keep other CPU cores busy.
 
-If the parent process measured, it would hold the memory of networks and of a CUDA context during
-the whole run, and the workers could not use this memory.
+If the parent process measured, it would hold memory of a CUDA context and of networks during the
+whole run, and the workers could not use this memory.
 """
 
 import os
@@ -35,22 +35,14 @@ P = ParamSpec("P")
 
 
 def _report_of(error: Exception) -> dict[str, Any]:
-    """Return an exception as a report for WorkerFailedError. Call this in the `except` block."""
     return {"error": error_text(error), "traceback": traceback.format_exc()}
 
 
 def _answer_of(child: forkserver.Child, limit_s: float, name: str, device: str) -> Any:
-    """Return the result in the next message of a process.
-
-    A message is a pair: the report of a failure (empty if there is none), and a result.
-
-    Raises:
-        WorkerFailedError: The process failed, or sent nothing within `limit_s` seconds, or died.
-    """
     report, found = {"error": f"no answer within {limit_s:.0f} s"}, None
     try:
         if wait([child.link], limit_s):
-            report, found = child.link.recv()
+            report, found = child.link.recv()  # the report is empty without a failure
     except (EOFError, OSError):
         child.process.join(forkserver.LEAVE_S)
         report = {"error": f"the process is gone ({forkserver.how_ended(child.process.exitcode)})"}
@@ -60,10 +52,10 @@ def _answer_of(child: forkserver.Child, limit_s: float, name: str, device: str) 
 
 
 class Meter:
-    """Runs functions in the measuring process, which starts with the first request.
+    """Measures in a separate process, which the first request starts.
 
     Attributes:
-        disturbed: Whether other programs disturbed the latest measurement (see `timing`).
+        disturbed: Whether other programs disturbed the latest measurement (see `predict.timing`).
     """
 
     disturbed = False
@@ -75,7 +67,7 @@ class Meter:
     def ask(
         self, threads: int, measure: Callable[P, Found], *args: P.args, **kwargs: P.kwargs
     ) -> Found:
-        """Call `measure` in the measuring process with `threads` CPU threads; return its result.
+        """Call `measure` in the separate process, with `threads` CPU threads; return its result.
 
         Raises:
             WorkerFailedError: Measuring failed or took longer than `LIMIT_S`, or the process died.
@@ -93,19 +85,18 @@ class Meter:
         return answer
 
     def close(self) -> None:
-        """End the measuring process. The next request starts a new process."""
+        """End the separate process. The next request starts a new one."""
         if self._child is not None:
             self._child.close()
         self._child = None
 
 
 def serve(device: str, numerics: Numerics, parent: Connection) -> None:
-    """Answer requests in the measuring process until the parent closes its end of the pipe.
+    """Answer the requests of a `Meter` in its separate process, until the pipe to it is closed.
 
-    A request is a pair: a number of CPU threads, and a function without arguments. The answer is a
-    message that `_answer_of` can read. If the function succeeded, the result in the message is a
-    pair: what the function returned, and whether other programs disturbed the measurement.
+    A request is a pair: a number of CPU threads, and a function without arguments.
     """
+    # During a measurement, nobody notices that the pipe is closed.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     on, ready = torch.device(device), False
     while True:
@@ -128,7 +119,6 @@ def serve(device: str, numerics: Numerics, parent: Connection) -> None:
 
 
 def _end_with_parent() -> None:
-    """Kill this process when the parent ends, even while it measures."""
     parent = parent_process()
     assert parent is not None
     wait([parent.sentinel])
@@ -160,7 +150,6 @@ def neighbours(work: Work, count: int) -> Iterator[None]:
 
 
 def _train(work: Work, parent: Connection) -> None:
-    """Train the units of `work` in this process, until it is killed or its parent ends."""
     torch.set_num_threads(work.setup.threads)
     try:
         work.setup.numerics.apply(torch.device(work.setup.device))

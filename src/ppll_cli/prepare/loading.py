@@ -75,7 +75,6 @@ def load_data(config: Mapping[str, Any]) -> LoadedData:
 
 
 def _fault_of(data: LoadedData) -> tuple[str, str] | None:
-    """Return what is wrong with a loaded data set, and the remedy; None if nothing is wrong."""
     splits: object = data.splits
     found = ", ".join(map(str, splits)) if isinstance(splits, Mapping) else type(splits).__name__
     if not isinstance(splits, Mapping) or not {"train", "test"} <= splits.keys() <= SPLITS:

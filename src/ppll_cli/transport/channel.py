@@ -1,13 +1,9 @@
 """The interface of channels and transports.
 
 A channel has one sender and one receiver. Messages arrive in the order in which they were sent. A
-message has a small header, which the channel does not interpret, and named tensors, whose shapes,
-dtypes and strides it keeps. A channel has a fixed number of slots, which store the tensors: the
-sender waits until a slot is free, and a received message keeps its slot until the receiver releases
-it.
-
-Waiting is a separate method with a time limit, so that a worker can measure how long it waits, and
-do other work between two calls.
+message has a small header of plain data, and named tensors, whose shapes, dtypes and strides the
+channel keeps. The tensors are stored in a fixed number of slots. The sender waits until a slot is
+free. A received message keeps its slot until the receiver releases it.
 
 The parent creates both ends of a channel and passes them to the workers at their start. In the
 worker, `open` then creates everything that belongs to this process or its device.
@@ -38,7 +34,7 @@ def aligned(size: int) -> int:
 
 
 def message_bytes(specs: Iterable[ValueSpec], samples: int) -> int:
-    """Return the bytes that a batch of `samples` samples needs in a slot, at least `ALIGNMENT`."""
+    """Return the bytes that a message of `samples` samples needs in a slot."""
     sizes = [aligned(samples * prod(spec.shape) * spec.dtype.itemsize) for spec in specs]
     return max(ALIGNMENT, sum(sizes))
 
@@ -54,7 +50,7 @@ class Sender(Protocol):
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a free slot and return whether there is one.
 
-        Before the receiver has opened its end, there may be no free slot.
+        There may be none before the receiver has opened its end.
         """
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
@@ -74,7 +70,7 @@ class Receiver(Protocol):
         """Wait up to `timeout_s` seconds for a message and return whether there is one."""
 
     def peek(self) -> Header:
-        """Return the next message's header, but do not receive the message. Call `wait` first."""
+        """Return the next message's header; the message stays in the channel. Call `wait` first."""
 
     def receive(self) -> tuple[Header, dict[str, Tensor]]:
         """Receive the next message; call this only after `wait` returned True.
@@ -93,7 +89,7 @@ class Receiver(Protocol):
 
 
 class Transport(Protocol):
-    """Creates channels in the parent process, which then passes their ends to the workers.
+    """Creates channels. The parent process uses it, and passes the channels' ends to the workers.
 
     Attributes:
         depth: Number of slots of each channel in addition to those that the schedule needs.

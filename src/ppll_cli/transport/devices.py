@@ -20,7 +20,7 @@ _UNSHARED = re.compile(r"expandable_segments\s*:\s*True|backend\s*:\s*cudaMalloc
 
 
 def no_ipc(*devices: str) -> str | None:
-    """Return why processes cannot use CUDA IPC on all of these CUDA devices; None if they can."""
+    """Return why one of these CUDA devices does not support CUDA IPC; None if all support it."""
     for device in devices:
         if not cuda.supports_ipc(device):
             return f"{device} does not support CUDA IPC"
@@ -53,7 +53,7 @@ def cannot_reach(source: str, target: str) -> str | None:
 
 @contextmanager
 def cuda_ipc() -> Iterator[None]:
-    """If CUDA IPC fails inside the `with` block, raise an error that names a remedy."""
+    """If CUDA IPC fails in the body of the `with`, raise an error that names a remedy."""
     try:
         yield
     except RuntimeError as error:

@@ -20,65 +20,40 @@ from ppll_cli.worker.sums import Sums, split_of
 
 @dataclass(frozen=True)
 class _Measured:
-    """Measurements of one module. The tensors are valid after their copy to the host is done.
-
-    Attributes:
-        loss: Sum of the losses of all samples, a scalar.
-        rows: Results of the task's `measure`, [n, columns], for each prediction by name. The main
-            prediction has the name ""; the criterion may make others.
-        squared_norm: Squared gradient norm at the last step, a scalar; None if not computed.
-        skipped_steps: Numbers of the steps since the last report that may have been skipped.
-        skipped: For each of these steps, 1 if it was skipped, else 0.
-    """
-
     module: int
-    loss: Tensor
+    # The tensors may still be incomplete: read them only after `_Pending.copied`.
+    loss: Tensor  # sum over all samples, a scalar
     samples: Tensor
-    rows: Mapping[str, Tensor]
-    squared_norm: Tensor | None
-    skipped_steps: Sequence[int]
-    skipped: Tensor
+    rows: Mapping[str, Tensor]  # [n, columns] for each prediction by name; "" is the main one
+    squared_norm: Tensor | None  # squared gradient norm at the last step
+    skipped_steps: Sequence[int]  # steps that may have been skipped
+    skipped: Tensor  # for each of `skipped_steps`: 1 if it was skipped, else 0
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """A report whose tensors are being copied to the host.
-
-    Attributes:
-        step: Number of optimizer steps done.
-        epoch: Number of epochs begun.
-        rate: Learning rate of the last step; None in evaluation.
-        complete: False if the next report of the split will contain these batches too.
-        spans: Start and end of each period in which the worker computed the batches.
-        before_s: Seconds of the periods that were already added up, and so are not in `spans`.
-        copied: The moment when all tensors are on the host.
-    """
-
     split: str
     step: int
     epoch: int
     rate: float | None
     complete: bool
     modules: Sequence[_Measured]
-    spans: Sequence[tuple[Any, Any]]
-    before_s: float
-    copied: Any
+    spans: Sequence[tuple[Any, Any]]  # start and end of each period spent on the batches
+    before_s: float  # seconds of earlier periods, which are not in `spans`
+    copied: Any  # the clock's moment when all tensors are on the host
 
 
 class Reports:
-    """Copies measurements to the host, and then sends them to the parent in order.
-
-    The worker calls `send` after each step. `send` leaves out reports whose copies are not done,
-    because waiting for a copy would leave a CUDA device without work.
+    """Copies a stage's measurements to the host, and sends them to the parent in order.
 
     The measurements are summed over the replicas.
 
     Args:
-        stop: Whether a training loss that is not finite ends the run.
-        tell: Sends a report to the parent. Only the first replica of a stage sends reports; in
-            other replicas this is None.
-        show_progress: Called before scores are computed; shows the parent that this worker does not
-            hang.
+        stop: Whether a training loss that is infinite or NaN ends the run.
+        tell: Sends a report to the parent. None in all replicas of a stage but the first, because
+            only the first sends reports.
+        show_progress: Called before scores are computed, which may take long: tells the parent
+            that this worker does not hang.
     """
 
     def __init__(
@@ -101,12 +76,12 @@ class Reports:
         self._pending: deque[_Pending] = deque()
 
     def begin(self, split: str) -> None:
-        """Start to count time for a split. Do nothing if it is already being counted."""
+        """Start to count the time of a split. Do nothing if it is already being counted."""
         if split not in self._since:
             self._since[split] = self._clock.mark()
 
     def pause(self, split: str) -> None:
-        """Stop counting time for a split."""
+        """Stop counting the time of a split."""
         if (since := self._since.pop(split, None)) is not None:
             self._spans[split].append((since, self._clock.mark()))
 
@@ -121,10 +96,15 @@ class Reports:
     ) -> None:
         """Begin a report: start to copy a split's measurements to the host.
 
-        The report has the measurements since the split's last complete report. `complete` is False
-        for the last report of a run that ends between two regular reports. This run may be resumed,
-        so the measurements are kept, and the next report contains them too. `_Pending` explains the
-        other arguments.
+        A report covers the batches since the split's last complete report.
+
+        Args:
+            split: The split whose measurements are reported.
+            step: Number of optimizer steps done.
+            epoch: Number of epochs begun.
+            rate: Learning rate of the last step; None in evaluation.
+            complete: False if the run ends between two regular reports. Then the measurements are
+                kept: the next report, for example after a resume, covers these batches again.
         """
         modules = []
         for chunk in self._chunks:
@@ -146,10 +126,12 @@ class Reports:
         self._pending.append(pending)
 
     def send(self, wait: bool = False) -> None:
-        """Send the reports whose tensors are on the host; if `wait` is true, wait for them all.
+        """Send the reports whose tensors are on the host.
+
+        If `wait` is true, wait for all tensors; this leaves a CUDA device idle for a moment.
 
         Raises:
-            NonFiniteError: A training loss is not finite, and `stop` is set.
+            NonFiniteError: A training loss is infinite or NaN, and `stop` is set (see `Reports`).
         """
         if wait and self._pending:
             self._clock.wait(self._pending[-1].copied)
@@ -159,13 +141,10 @@ class Reports:
     def unreported(self) -> dict[int, dict[str, Any]]:
         """Return the training measurements since the last complete report, for a checkpoint.
 
-        This waits for the device. `take` says which reports are complete.
-
-        Returns:
-            The sums as plain data, by the module's number.
+        The result has plain data for each module, by its number. This waits for the device.
 
         Raises:
-            NonFiniteError: A loss is not finite, and `stop` is set.
+            NonFiniteError: A loss is infinite or NaN, and `stop` is set (see `Reports`).
         """
         found: dict[int, dict[str, Any]] = {}
         seconds = self._seconds("train")
@@ -178,14 +157,14 @@ class Reports:
         return found
 
     def continue_sums(self, unreported: Mapping[int, Mapping[str, Any]]) -> None:
-        """Load the measurements that `unreported` returned in an earlier process."""
+        """Load what `unreported` returned in an earlier process."""
         for chunk in self._chunks:
             if plain := unreported.get(chunk.place.module):
                 chunk.sums["train"] = Sums.of(plain, chunk.device)
                 self._before_s["train"] = plain["seconds"]
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds spent on each split since its last complete report (see `take`).
+        """Return the seconds spent on each split since its last complete report, for a snapshot.
 
         This waits for the device.
         """
@@ -195,18 +174,14 @@ class Reports:
         return {split: self._seconds(split) for split in [*self._spans, *self._before_s]}
 
     def continue_seconds(self, seconds: Mapping[str, float]) -> None:
-        """Load the times that `seconds` returned in an earlier process."""
+        """Load what `seconds` returned in an earlier process."""
         self._before_s.update(seconds)
 
     def _sums(self, chunk: HeldChunk, key: str) -> Sums:
         own = chunk.sums.get(key, Sums())
         return own if self._replicas is None else own.over(self._replicas, chunk.device)
 
-    def _seconds(self, split: str) -> float:
-        """Return the seconds spent on a split since its last complete report (see `take`).
-
-        Call `pause` first: the time since `begin` counts only after `pause`.
-        """
+    def _seconds(self, split: str) -> float:  # without the time since `begin`: call `pause` first
         for first, last in self._spans.pop(split, []):
             self._clock.wait(last)
             self._before_s[split] += self._clock.seconds(first, last)
@@ -244,7 +219,6 @@ class Reports:
                 )
 
     def _scores(self, rows: Mapping[str, Tensor], metric_required: bool) -> dict[str, float]:
-        """Return a module's scores, and the metric of each additional prediction."""
         found = {name: scored(self._task, each, metric_required) for name, each in rows.items()}
         scores, metric = found.pop(""), self._task.metric
         further = {f"{metric}_{n}": each[metric] for n, each in found.items() if metric in each}
@@ -277,5 +251,4 @@ def _copied(chunk: HeldChunk, sums: Mapping[str, Sums]) -> _Measured:
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    """Return a tensor on the host. A copy from CUDA may still be running when this returns."""
-    return tensor.detach().to("cpu", non_blocking=True)
+    return tensor.detach().to("cpu", non_blocking=True)  # the copy may still be running

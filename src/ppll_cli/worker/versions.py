@@ -1,4 +1,4 @@
-"""Keeps a unit's weights after each of its latest steps, for losses of other modules."""
+"""Keeps a unit's weights after each of its latest steps, for losses of earlier modules."""
 
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
@@ -27,7 +27,7 @@ class Versions:
         self._older.extend(_copy(self._now) for _ in range(self._count - 1))
 
     def before_step(self) -> None:
-        """Copy the current weights, because the next step changes them in place."""
+        """Copy the current weights. Call this before each step, which changes them in place."""
         if self._count > 1:
             self._older.appendleft(_copy(self._now))
 
@@ -45,9 +45,14 @@ class Versions:
 def watched_versions(
     watches: Collection[Watch], units: Mapping[int, tuple[Unit, nn.Module]]
 ) -> dict[int, Versions]:
-    """Return the `Versions` of each unit whose weights a loss reads, by the unit's index.
+    """Make `Versions` for those of a chunk's units whose weights are read by losses.
 
-    `watches` says which losses read the weights of which units.
+    Args:
+        watches: Says which weights the losses read.
+        units: The chunk's units with their networks, by the unit's index.
+
+    Returns:
+        The `Versions` by the unit's index.
     """
     found: dict[int, Versions] = {}
     for index, (unit, network) in units.items():
@@ -57,7 +62,7 @@ def watched_versions(
 
 
 def saved_name(unit: str, age: int, parameter: str) -> str:
-    """Return the name under which a checkpoint has a unit's parameter of `age` steps ago."""
+    """Return a checkpoint's name for a unit's parameter as it was `age` steps ago."""
     return f"watched.{unit}.{age}.{parameter}"
 
 

@@ -1,10 +1,9 @@
 """Transfers of files between two machines that share no folder.
 
-A file travels in pieces through the store at which the launchers meet. Pieces are numbered across
-all files, in both directions, so both machines must start the transfers in the same order. An empty
-piece ends each file. The receiver deletes each piece that it has read, and the sender is at most a
-few pieces ahead, so that the store never holds much. A separate thread transfers the files over its
-own connection, so that the launcher can send signs of life meanwhile.
+A file travels in pieces through the store at which the launchers meet. An empty piece ends each
+file, and the receiver deletes each piece that it has read. Pieces are numbered across all files, in
+both directions, so both machines must start the transfers in the same order. A separate thread
+transfers the files, so that the launcher can send signs of life meanwhile.
 """
 
 import hashlib
@@ -38,8 +37,9 @@ Store = Any
 class Parcels:
     """Sends files to another machine and receives files from it, one after another.
 
-    `connect` opens a connection to the store, with keys that only these two machines use. `name` is
-    the other machine's name in error messages.
+    Args:
+        connect: Opens a connection to the store, with keys that only these two machines use.
+        name: The other machine's name in error messages.
     """
 
     def __init__(self, connect: Callable[[], Store], name: str) -> None:
@@ -73,7 +73,7 @@ class Parcels:
     def take(self, file: SavedFile, folder: Path) -> Event:
         """Receive the next file into a folder, and check its size and digest.
 
-        Return an event that is set when this is done.
+        Return an event that is set when the file is complete and correct.
         """
         path, there = folder / Path(file.name).name, Event()
 
@@ -125,7 +125,6 @@ class Parcels:
             failing, task = self._tasks.get()
 
     def _put(self, store: Store, piece: bytes) -> None:
-        """Put a piece into the store as soon as fewer than `AHEAD` pieces are there."""
         self._wait(store, self._piece - AHEAD, there=False)
         store.set(str(self._piece), piece)
         self._piece += 1
@@ -140,7 +139,6 @@ class Parcels:
             yield piece
 
     def _wait(self, store: Store, piece: int, there: bool) -> None:
-        """Wait until the store has a piece or, if `there` is false, until the piece is deleted."""
         waited_s, looked_s = 0.0, time.monotonic()
         while store.check([str(piece)]) != there:
             if self._ended.wait(LOOK_S):
