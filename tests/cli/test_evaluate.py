@@ -277,6 +277,7 @@ WRONG_TOO: list[tuple[list[str], str]] = [
         (["RUN", "--predict", "empty"], "--predict=empty: is not a file; give pictures, such as"),
         (["RUN", "--predict", "text.png"], "--predict=text.png: cannot be read as a picture"),
         (["RUN", "--output", "text.png"], "--output=text.png: cannot be written to"),
+        (["RUN", "--split=val", "--output", "/proc"], "--output=/proc: cannot be written to"),
         (["RUN", "--config-dir", "no"], "arguments="),
         (["nowhere"], "RUN_DIR=nowhere: there is no such folder"),
         (["empty"], "RUN_DIR=empty: it holds no config.json of a run"),

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,6 +56,7 @@ def report(asked: "EvaluationRequest") -> None:
     _check_unseen(asked, run)
     with writing_to(asked.output):
         asked.output.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=asked.output).close()  # the evaluation may take hours, so try this first
     content: dict[str, Any] = {
         "run": str(asked.run.run_dir),
         "checkpoint": asked.checkpoint,

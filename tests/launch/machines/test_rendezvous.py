@@ -60,7 +60,10 @@ def test_one_launcher_needs_no_rendezvous(environment: dict[str, str]) -> None:
             "nproc-per-node=2: starts several launchers on a machine",
         ),
         ({**SRUN, "SLURM_STEP_NUM_TASKS": "4"}, "ntasks=4: starts several launchers on a machine"),
-        ({k: v for k, v in SRUN.items() if k != "MASTER_PORT"}, "must say where the machines meet"),
+        ({k: v for k, v in SRUN.items() if k != "MASTER_PORT"}, "MASTER_PORT=: must be a port"),
+        ({k: v for k, v in TORCHRUN.items() if k != "MASTER_ADDR"}, "MASTER_ADDR=: must name"),
+        ({**SRUN, "MASTER_PORT": "http"}, "MASTER_PORT=http: must be a port, from 1 to 65535"),
+        ({**TORCHRUN, "MASTER_PORT": "65536"}, "MASTER_PORT=65536: must be a port"),
         (
             {**SRUN, "PPLL_MEETING_S": "soon"},
             "PPLL_MEETING_S=soon: is not a number of seconds from 1",

@@ -21,6 +21,8 @@ MEETING_S = 300.0
 
 DAY_S = 86400
 
+SEE = "docs/machines.md says how to start a run on several machines"
+
 BACKLOG = 2048
 """Number of connections that may wait until the store accepts them; each worker opens several."""
 
@@ -66,20 +68,20 @@ class Rendezvous:
             if count > int(given("SLURM_STEP_NUM_NODES", str(count))):
                 remedy = "give srun --ntasks-per-node=1; gpus=N is the number of workers"
                 raise ConfigError("ntasks", count, problem, remedy)
-            if count > 1 and not ("MASTER_ADDR" in environment and "MASTER_PORT" in environment):
-                remedy = "docs/machines.md has a batch file that sets it"
-                name = "MASTER_PORT" if "MASTER_ADDR" in environment else "MASTER_ADDR"
-                problem = "this environment variable must say where the machines meet"
-                raise ConfigError(name, "", problem, remedy)
         else:
             return None
         if count == 1:
             return None
+        host, port = given("MASTER_ADDR", ""), given("MASTER_PORT", "")
+        if not host:
+            raise ConfigError("MASTER_ADDR", host, "must name the host at which machines meet", SEE)
+        if not (port.isdecimal() and 0 < int(port) < 2**16):
+            raise ConfigError("MASTER_PORT", port, "must be a port, from 1 to 65535", SEE)
         return cls(
             rank=int(rank or 0),
             machines=count,
-            host=environment["MASTER_ADDR"],
-            port=int(environment["MASTER_PORT"]),
+            host=host,
+            port=int(port),
             hosted=given("TORCHELASTIC_USE_AGENT_STORE") == "True",
             limit_s=_limit_s(given(MEETING, str(MEETING_S))),
         )
