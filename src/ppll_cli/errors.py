@@ -79,9 +79,10 @@ class SchemaError(PpllError):
 class NonFiniteError(PpllError):
     """Raised when a loss is infinite or NaN; on CUDA, it may be raised some optimizer steps later.
 
-    `step` is the number of optimizer steps done before the batch of this loss; None if unknown.
-    `module` is the module that the loss trains. `norm` is the largest gradient norm of a parameter
-    in the chunk that computes the loss; None if unknown.
+    Args:
+        step: Number of optimizer steps done before the batch of this loss; None if unknown.
+        module: Number of the module that the loss trains.
+        norm: Largest gradient norm of a parameter in the module's last chunk; None if unknown.
     """
 
     def __init__(self, step: int | None, module: int, norm: float | None) -> None:
@@ -98,8 +99,10 @@ class NonFiniteError(PpllError):
 class ReplayError(PpllError):
     """Raised when a restarted worker computes a message again, and gets a different result.
 
-    `message` describes the message. `tensor` names the tensor whose values differ. If the header or
-    the layout of the message differs, `tensor` names all tensors of the message.
+    Args:
+        tensor: Names the tensor whose values differ. If something else differs, such as the header
+            or a shape, it names all tensors of the message.
+        message: Describes the message.
     """
 
     def __init__(self, tensor: str, message: str) -> None:

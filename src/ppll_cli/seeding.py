@@ -21,8 +21,8 @@ def unit_weights(seed: int, unit: str) -> int:
 def auxiliary_weights(seed: int, module: int) -> int:
     """Return the seed for the initial weights of a module's auxiliary network.
 
-    This seed is also set while the local method's function `exports` runs. The networks of the
-    exports get seeds from `unit_weights`, as for any unit.
+    The call of `LocalMethod.exports` has this seed too. The networks of exports, like those of
+    other units, have seeds from `unit_weights`.
     """
     return _seed("auxiliary weights", seed, module)
 
@@ -41,34 +41,34 @@ def auxiliary_forward(seed: int, module: int, step: int, micro_batch: int) -> in
 
 
 def constructor(seed: int, group: str) -> int:
-    """Return the seed for the constructor of a model or of a local method.
+    """Return the seed under which a model or a local method is made.
 
-    `group` is "model" or "local". The model's method `units` runs with the seed of "model", too.
+    `group` is "model" or "local". Making a model includes the call of its method `units`.
     """
     return _seed("constructor", seed, group)
 
 
 def watching(seed: int, module: int, step: int) -> int:
-    """Return the seed for random numbers in `Criterion.see`, the method of a local loss.
+    """Return the seed for `Criterion.see`, the method that gives a later unit's weights to a loss.
 
-    `module` is the module that the loss trains. `see` gets a later unit's weights, as they were
-    after `step` optimizer steps.
+    `module` is the module that the loss trains. `step` is the number of optimizer steps after which
+    the unit had these weights.
     """
     return _seed("watching", seed, module, step, 0)
 
 
 def loading() -> int:
-    """Return the seed for what a data set draws from global generators while it is loaded."""
+    """Return the seed of the global generators (torch, Python, NumPy) while data are loaded."""
     return _seed("loading")
 
 
 def training_batch(seed: int, epoch: int, batch: int) -> int:
-    """Return the seed for what a data set draws from global generators for a training batch."""
+    """Return the seed of the global generators (torch, Python, NumPy) for a training batch."""
     return _seed("training batch", seed, epoch, batch)
 
 
 def evaluation_batch(split: str, batch: int) -> int:
-    """Return the seed for what a data set draws from global generators for an evaluation batch."""
+    """Return the seed of the global generators (torch, Python, NumPy) for an evaluation batch."""
     return _seed("evaluation batch", split, batch)
 
 

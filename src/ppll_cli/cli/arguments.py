@@ -82,9 +82,10 @@ def searched(config_dir: Path | None) -> list[str]:
 
 
 def refuse_if_only_for_runs(override: str, remedy: str) -> None:
-    """Refuse an override that only `ppll-run` can use: `resume`, and Hydra's keys.
+    """Refuse an override of `resume` or of Hydra's keys, which only `ppll-run` can use.
 
-    The key of Hydra's search path is allowed, because it adds folders as `--config-dir` does.
+    Hydra's search path is allowed, because `--config-dir` sets it too. `remedy` ends the error
+    message.
     """
     key, value = key_of(override), override.partition("=")[2]
     if re.match(r"(resume|hydra)\b", key) and key != SEARCH_PATH:

@@ -112,16 +112,16 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What the command line asks for, checked as far as possible without torch.
+    """What the user asks ppll-eval for, checked as far as possible without torch.
 
     Attributes:
-        config: The run's configuration, with the evaluation's changes.
+        config: The run's configuration, with the changes of the command line.
         checkpoint: `last`, `best`, or a number of optimizer steps.
         split: The split to evaluate; None to predict without an evaluation.
-        compares_data: Whether to refuse data that have changed since the run. True if the split was
-            held out of the run's training set, and the user does not choose other data.
+        compares_data: Whether to refuse data that have changed since the run. True for a split that
+            the run held out of its training set, unless the user chooses other data.
         data: The chosen option of the group `data`.
-        other_data: Equal to `data` if the settings of the data differ from the run's; else None.
+        other_data: Like `data`, but None if the settings of the data are the run's.
         batch_size: Samples per evaluation batch; None if not given.
     """
 
@@ -181,15 +181,6 @@ def requested(options: argparse.Namespace, overrides: Sequence[str]) -> Evaluati
 def _configured(
     run: "Recorded", overrides: Sequence[str], config_dir: Path | None
 ) -> tuple[dict[str, Any], str]:
-    """Return the run's configuration with the command line's changes, and the option of `data`.
-
-    Other data are preprocessed like the run's data: they get the run's values of the keys in
-    `PREPROCESSING`. The command line can set these keys.
-
-    Raises:
-        ConfigError: Hydra cannot compose the configuration, or the command line changes a key that
-            an evaluation must not change.
-    """
     from ppll_cli.cli.explain import explain
     from ppll_cli.launch.resume import refused
 
@@ -206,7 +197,7 @@ def _configured(
         config, chosen = run.with_changes(*composed(run.arguments(here)), overrides, check)
     except Exception as error:
         raise explain(error, here, "ppll-eval") from None
-    for key in PREPROCESSING:
+    for key in PREPROCESSING:  # other data are preprocessed like the run's data
         before = run.config["data"]
         if key in before and key in config["data"] and f"data.{key}" not in given:
             config["data"][key] = before[key]
@@ -214,7 +205,6 @@ def _configured(
 
 
 def _check_fraction(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse a larger `val_fraction` than the run's: the run trained on the additional samples."""
     same = all(before.get(key) == now.get(key) for key in ("_target_", "root", "folders"))
     fraction, most = now.get("val_fraction") or 0, before.get("val_fraction") or 0
     if same and fraction > most:

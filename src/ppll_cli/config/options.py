@@ -17,11 +17,10 @@ def conf_dir() -> Path:
 
 
 def as_typed(group: str, target: object) -> tuple[str, object]:
-    """Return key and value of the override that chooses `target`, a class or its dotted path.
+    """Return how a user chooses `target`, a class or its dotted path: an override's key and value.
 
-    If exactly one option of the group names the class, the key is the group and the value is this
-    option, as in `schedule=interleaved`. Otherwise, the key is the group's `_target_` and the value
-    is the dotted path of the class.
+    The result is, for example, `("schedule", "interleaved")` if exactly one option of the group has
+    this class. Otherwise it is `("schedule._target_", "dotted.path.of.Class")`.
     """
     if isinstance(target, type):
         target = class_path(target)
@@ -31,7 +30,6 @@ def as_typed(group: str, target: object) -> tuple[str, object]:
 
 @cache
 def _targets(group: str) -> dict[str, str]:
-    """Map each option of a group to the dotted path of its class."""
     found = {}
     for path in sorted((conf_dir() / group).glob("*.yaml")):
         if match := _TARGET.search(path.read_text(encoding="utf-8")):

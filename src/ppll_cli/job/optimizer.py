@@ -19,31 +19,26 @@ ADAM_EPSILON = 1e-8
 
 @dataclass
 class _Group:
-    """Parameters of one device and dtype that one kernel call updates.
-
-    For AdamW, `counts` has the step count of every parameter; the tensors in `states["step"]` are
-    views of it.
-    """
-
     indices: list[int]  # index of each parameter among all parameters
     parameters: list[Tensor]
     states: dict[str, list[Tensor]]  # state of every parameter, by name, such as "exp_avg"
-    counts: Tensor | None = None
+    counts: Tensor | None = None  # AdamW's step counts; `states["step"]` has views of this vector
     first: bool = False  # whether no step has been done yet; only SGD uses this
 
 
 class FusedOptimizer:
-    """SGD or AdamW by torch's fused kernels. Parameters are updated independently of each other.
+    """SGD or AdamW with the results of `torch.optim` (`fused=True`), but faster on the host.
 
-    Weights and states are bit-identical to those of `torch.optim` with `fused=True`, and states
-    have the same names. This class calls the kernels directly, because `torch.optim` collects and
-    groups its tensors in every step, which takes longer on the host than the kernel on the device.
-    The kernel functions are private; `torch.optim` of torch 2.11 to 2.14 calls them.
+    Weights and states are bit-identical, and states have the same names.
 
     Attributes:
         parameters: The parameters to update, each once even if it was given twice.
         state: The state tensors, by name, of each parameter that has been updated.
     """
+
+    # torch.optim collects and groups its tensors in every step, which takes longer on the host than
+    # the kernel on the device. So this class calls the kernels itself. These functions are private;
+    # torch.optim of torch 2.11 to 2.14 calls them.
 
     def __init__(self, optim: Optim, parameters: Iterable[nn.Parameter]) -> None:
         self._optim = optim
@@ -59,11 +54,11 @@ class FusedOptimizer:
             self._grouped = None
 
     def step(self, rate: float, nonfinite: Tensor | None = None) -> None:
-        """Update all parameters that have a gradient.
+        """Update all parameters that have a gradient, with the learning rate `rate`.
 
         `nonfinite` is a float32 scalar tensor on the parameters' device: 1 to skip the step, 0 to
-        do it. None means 0. A skipped step changes no parameter, state or step count. The kernel
-        reads the value, so the host need not wait for it.
+        do it. None means 0. A skipped step changes no parameter, state or step count. The host does
+        not wait for the tensor's value.
         """
         gradients = [parameter.grad for parameter in self.parameters]
         present = [gradient is not None for gradient in gradients]
@@ -122,7 +117,6 @@ class FusedOptimizer:
         group.first = False
 
     def _group(self, present: Sequence[bool]) -> list[_Group]:
-        """Group the parameters that have a gradient (`present`), and initialise missing states."""
         found: dict[object, list[int]] = defaultdict(list)
         for index, parameter in enumerate(self.parameters):
             if present[index]:

@@ -1,9 +1,8 @@
 """`--multirun resume=SWEEP_DIR`: reads which jobs a sweep has, and which have begun or ended.
 
-Somebody else may have written the sweep's `sweep.json`, to make this program run their code. Two
-kinds of overrides in this file are dangerous: those that name a class from outside this project,
-and settings of Hydra's launcher that may contain a shell command. The program uses them only if the
-command line repeats them. Imports no torch.
+Do not trust the sweep's `sweep.json`: somebody may have written it to make this program run their
+code. It may name a class from outside this project, or have a shell command in a setting of Hydra's
+launcher. The program uses these only if the command line repeats them. Imports no torch.
 """
 
 import os
@@ -40,7 +39,13 @@ _WORD = re.compile(r"[\w.,:@%+/-]+", re.ASCII)
 
 @dataclass(frozen=True)
 class SweptJob:
-    """A job of a sweep. `overrides` has its overrides, without overrides of Hydra's own keys."""
+    """A job of a sweep.
+
+    Attributes:
+        number: Number of the job in the sweep, from 0.
+        overrides: The overrides of the job, without overrides of Hydra's own keys.
+        folder: The run directory of the job.
+    """
 
     number: int
     overrides: Sequence[str]
@@ -60,9 +65,10 @@ class SweptJob:
 
 @dataclass(frozen=True)
 class RecordedSweep:
-    """A sweep that is to be resumed.
+    """A sweep that is to be resumed, as its folder records it.
 
-    `launcher` has the overrides that choose and configure Hydra's launcher, which runs the jobs.
+    Attributes:
+        launcher: The overrides that choose and configure Hydra's launcher, which runs the jobs.
     """
 
     folder: Path
@@ -72,12 +78,12 @@ class RecordedSweep:
     def arguments(self, overrides: Sequence[str]) -> list[str]:
         """Return the overrides for Hydra that apply to all jobs of the sweep.
 
-        `overrides` are those of the command line. If some of them configure Hydra's launcher, they
-        replace the launcher's settings in `sweep.json`.
+        `overrides` are those of the command line. If one of them is about Hydra's launcher, the
+        launcher and its settings in `sweep.json` are not used.
 
         Raises:
-            ConfigError: A launcher's setting from `sweep.json` would be used, but it could run a
-                command.
+            ConfigError: A setting of Hydra's launcher in `sweep.json` could run a command, and
+                `overrides` say nothing about the launcher.
         """
         given = [o for o in parsed(overrides) if re.match(r"(hydra|tracker)\b", o.key_or_group)]
         again = any(LAUNCHER.match(override.key_or_group) for override in given)
@@ -96,16 +102,21 @@ class RecordedSweep:
     ) -> tuple[Recorded | None, dict[str, Any], dict[str, str]]:
         """Return what is needed to resume a job, or to start it if it has not begun.
 
-        `config` and `choices` are what Hydra composed for the job, `choices` with the option of
-        each group. `overrides` are those of the command line. Hydra must be initialized.
+        Hydra must be initialized.
+
+        Args:
+            run_dir: The job's run directory.
+            config: The configuration that Hydra composed for the job.
+            choices: The chosen option of each group in this configuration.
+            overrides: The overrides of the command line.
 
         Returns:
-            The record of the run to be resumed (None if the job has not begun), the configuration
-                to use, and the option of each group.
+            The record of the job's run (None if the job has not begun), the configuration to use,
+                and the chosen option of each group.
 
         Raises:
-            ConfigError: The job's record is damaged, or the job needs a user's class that no
-                override names.
+            ConfigError: The record is damaged, or the job needs a user's class that `overrides` do
+                not name.
         """
         before = None
         if os.path.lexists(run_dir / CONFIG_FILE):
@@ -145,10 +156,13 @@ def recorded_sweep(overrides: Sequence[str]) -> RecordedSweep | None:
 def record_of(
     launcher: Sequence[str], jobs: Sequence[Sequence[str]], folders: Sequence[str | None]
 ) -> dict[str, Any]:
-    """Return the content of `sweep.json`.
+    """Return the content of a new sweep's `sweep.json`.
 
-    `launcher` has the overrides that choose and configure Hydra's launcher. `folders` has each
-    job's run directory, relative to the sweep's folder; None if only Hydra's launcher knows it.
+    Args:
+        launcher: An override that chooses Hydra's launcher, then overrides that configure it.
+        jobs: The overrides of each job.
+        folders: The run directory of each job, relative to the sweep's folder. None if it is
+            outside of this folder, or unknown before Hydra's launcher starts the job.
     """
     name, *settings = launcher
     return {
@@ -168,7 +182,7 @@ def inside(name: str) -> bool:
 
 
 def is_plain(override: Override) -> bool:
-    """Return whether a launcher's setting is harmless: null, a number or a word."""
+    """Return whether a launcher's setting is harmless: null, a number or a word, but no class."""
     value = override.value()
     if override.key_or_group.endswith("_target_") or override.is_sweep_override():
         return False
@@ -176,7 +190,6 @@ def is_plain(override: Override) -> bool:
 
 
 def _check_override(override: Override) -> None:
-    """Refuse an override that would change the jobs of a resumed sweep, or their folders."""
     key, value = override.key_or_group, text(override).partition("=")[2]
     if re.match(r"hydra[./]sweeper\b", key):
         problem = "a search chooses jobs by the results of earlier ones, so it cannot be resumed"
@@ -200,10 +213,8 @@ def _check_launcher(overrides: Sequence[str]) -> None:
 
 
 def _for_job(overrides: Sequence[str], config: Mapping[str, Any]) -> list[str]:
-    """Return the command line's overrides that a job needs.
-
-    They set the tracker, or permit a class that the job's `config` names.
-    """
+    # An override that names a user's class permits this class. A job gets it only if its `config`
+    # has the class, too.
     found = []
     for override in parsed(overrides):
         key, value = override.key_or_group, override.value()
@@ -268,7 +279,7 @@ def _job(sweep: Path, number: int, overrides: Any, name: Any) -> SweptJob:
 
 
 def _check_apart(sweep: Path, jobs: Sequence[SweptJob]) -> None:
-    """Refuse jobs whose folders are equal or nested, because a job may clear its folder."""
+    # A job may clear its folder, so no other job may have this folder or one inside it.
     folders = [job.folder for job in jobs]
     above = {path for folder in folders for path in folder.parents}
     if len({*folders}) < len(folders) or above & {*folders}:
@@ -286,16 +297,13 @@ def _launcher(sweep: Path, record: Mapping[str, Any]) -> list[str]:
 
 
 def _are_overrides(texts: Any, key: str) -> bool:
-    """Return whether `texts` are overrides `KEY=...` or `KEY@PACKAGE=...` with allowed names.
-
-    The pattern `key` must match each KEY and each PACKAGE.
-    """
     if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
         return False
     try:
         found = parsed(texts)
     except OverrideParseException:
         return False
+    # In `KEY@PACKAGE=OPTION`, both names must be allowed.
     names = [name for o in found for name in (o.key_or_group, o.package) if name is not None]
     return all(re.match(key, name) for name in names)
 

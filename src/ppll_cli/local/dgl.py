@@ -14,9 +14,9 @@ from ppll_cli.tasks.classification import classes_of
 
 
 class AdaptivePool(nn.Module):
-    """Average pooling of maps to a smaller size.
+    """Average pooling of feature maps to a smaller height and width.
 
-    Height and width are divided by `divisor` and rounded up, but the results are at most `size`.
+    Each side is divided by `divisor` and rounded up. If the result exceeds `size`, it is `size`.
     """
 
     def __init__(self, *, divisor: int = 1, size: int | None = None) -> None:
@@ -39,7 +39,7 @@ class AdaptivePool(nn.Module):
 
 
 def _averages(size: int, windows: int, like: Tensor) -> Tensor:
-    """Return the matrix [windows, size] that averages values as torch's adaptive pooling does."""
+    # a matrix [windows, size] with the windows of torch's adaptive pooling
     window = torch.arange(windows, device=like.device)[:, None]
     position = torch.arange(size, device=like.device)
     first, behind = window * size // windows, ((window + 1) * size + windows - 1) // windows
@@ -51,20 +51,19 @@ def _averages(size: int, windows: int, like: Tensor) -> Tensor:
 class DGL(LocalMethod):
     """Trains each module through a small convolutional network and the task's loss.
 
-    The network pools the map to a quarter of its height and width, rounded up. Then three 1x1
-    convolutions, each with BatchNorm and ReLU, keep the number of channels. Finally the map is
-    pooled to 2x2, and a perceptron makes the prediction. The perceptron has three hidden layers,
-    each with BatchNorm and ReLU, and a last Linear layer.
+    The network pools the module's output to a quarter of its height and width, rounded up. Then
+    come three 1x1 convolutions, which keep the number of channels, and a pooling to at most 2x2. A
+    perceptron with three hidden layers makes the prediction. BatchNorm and ReLU follow each
+    convolution and hidden layer.
 
-    The layers, and their initial weights (torch's defaults), are those of "mlp-sr" in the authors'
-    code (github.com/eugenium/DGL, auxiliary_nets_study). Biases before BatchNorm have no effect,
-    but they make the number of parameters equal to the authors' number. A map of one pixel is not
-    enlarged (our choice; the authors' code copies the pixel to 2x2). In MAN++'s code,
-    "DGL" is another network, which is `loss=dgl` of `MAN` here.
+    The layers are those of "mlp-sr" in the authors' code (github.com/eugenium/DGL,
+    auxiliary_nets_study). But a map of one pixel is not enlarged (our choice; the authors' code
+    copies the pixel to 2x2). In MAN++'s code, "DGL" is another network, which is `loss=dgl` of
+    `MAN` here.
 
     Attributes:
-        hidden: Width of the hidden layers. None means the width of the perceptron's input, which is
-            four times the module's channels if the map has at least 5 x 5 positions.
+        hidden: Width of the hidden layers. None means the width of the perceptron's input: four
+            times the module's channels, if its output is at least 5 pixels high and wide.
     """
 
     changed = "their pooling was corrected"
@@ -83,11 +82,15 @@ def dgl_network(
     channels: int | None,
     hidden: int | None,
 ) -> nn.Module:
-    """Return a network of two pools with three 1x1 convolutions between them, and a perceptron.
+    """Return an auxiliary network: a pool, three 1x1 convolutions, a pool, and a perceptron.
 
-    The perceptron has three hidden layers, and ends with the task's head (`Task.smallest_head`). If
-    `channels` is None, the convolutions keep the number of channels. If `hidden` is None, the
-    hidden layers are as wide as the perceptron's input.
+    The perceptron has three hidden layers, and ends with the task's head (`Task.smallest_head`).
+
+    Args:
+        site: Describes the module whose output the network reads.
+        pools: The pools before and after the convolutions.
+        channels: Number of channels after each convolution; None for the module's number.
+        hidden: Width of the hidden layers; None for the width of the perceptron's input.
     """
     first, height, width = map_shape(site.spec.shape)
     channels = channels or first
@@ -101,6 +104,7 @@ def dgl_network(
     hidden = hidden or values
     perceptron: list[nn.Module] = []
     for inputs, outputs in pairwise([values, hidden, hidden, hidden]):
+        # Before BatchNorm, biases have no effect, but the authors count them as parameters.
         linear = nn.Linear(inputs, outputs)
         perceptron += [linear, nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)]
     head = site.task.smallest_head((hidden,))

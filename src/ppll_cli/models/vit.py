@@ -57,11 +57,11 @@ class Embed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with the same parameters as `nn.MultiheadAttention`.
+    """Multi-head self-attention with the same parameters as `nn.MultiheadAttention`."""
 
-    torch's class is not used, because it works on [T, B, D]: with it, training on a CPU takes 1.1
-    to 1.4 times as long. In evaluation, torch's class uses an algorithm that changes the last bits.
-    """
+    # torch's class is not used, because it works on [T, B, D]: with it, training on a CPU takes 1.1
+    # to 1.4 times as long. In evaluation, torch's class uses an algorithm that changes the last
+    # bits.
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -88,11 +88,18 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: attention and a two-layer network, each with a skip around it.
+    """A pre-norm transformer block with two branches, each with a skip around it.
 
-    `dropout` applies to the outputs of both branches, and to the two-layer network's hidden layer,
-    of width `hidden`. A branch is zeroed for a sample with probability `rate`, independently of the
-    other branch.
+    The first branch is attention; the second is a network of two layers.
+
+    Args:
+        dim: D, the width of a token.
+        heads: Number of attention heads.
+        hidden: Width of the hidden layer of the second branch.
+        dropout: Probability that a value is zeroed in the outputs of both branches, and in the
+            hidden layer.
+        attention_dropout: Probability that an attention weight is zeroed.
+        rate: Probability that a branch is zeroed for a sample.
     """
 
     def __init__(
@@ -134,8 +141,7 @@ class Head(ClassifierHead):
         nn.init.zeros_(self.fc.weight)
         nn.init.zeros_(self.fc.bias)
 
-    def pooled(self, x: Tensor) -> Tensor:
-        """Convert tokens [B, T, D] to vectors [B, D]."""
+    def pooled(self, x: Tensor) -> Tensor:  # noqa: D102
         # LayerNorm works on each token separately, so `cls` needs it only for the class token.
         vectors: Tensor = self.ln(x[:, 0]) if self.pooling == "cls" else self.ln(x).mean(dim=1)
         return vectors

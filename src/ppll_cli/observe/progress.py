@@ -80,6 +80,7 @@ class Now:
         step: Optimizer steps done by the last stage.
         steps_per_second: Recent speed; None until known.
         left_s: Expected remaining time in seconds; None until known.
+        stages: The state of each worker.
     """
 
     step: int
@@ -89,9 +90,10 @@ class Now:
 
 
 class Progress:
-    """Follows a run from optimizer step `start` to `steps`.
+    """Computes the progress of a run, which began at optimizer step `start` and ends at `steps`.
 
-    In lists of workers, the replicas of a stage are next to one another.
+    Each stage has `replicas` workers. Lists of workers have all workers of stage 0, then all of
+    stage 1, and so on.
     """
 
     def __init__(self, start: int, steps: int, replicas: int = 1) -> None:

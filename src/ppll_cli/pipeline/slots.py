@@ -15,10 +15,7 @@ from ppll_cli.pipeline.simulate import simulate
 def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]:
     """Return, for each channel, a number of slots with which the stages do not deadlock.
 
-    `streams` has the instructions of each stage for one batch. A channel first gets as many slots
-    as its receiver keeps in use at the same time, but at least `Channel.ahead`. If a stage has
-    several channels, this may not be enough. Therefore two batches are simulated. As long as the
-    stages deadlock, the first channel whose sender waits for a free slot gets another slot.
+    `streams` has the instructions of each stage for one batch.
 
     Raises:
         DeadlockError: The stages wait for each other, however many slots there are.
@@ -26,6 +23,8 @@ def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]
     slots: dict[Channel, int] = {}
     for stage, stream in enumerate(streams):
         slots.update(_held(stage, stream))
+    # With as many slots as the receivers use at the same time, the stages may still deadlock if a
+    # stage has several channels. Then the first channel whose sender waits gets another slot.
     twice = [[*stream, *stream] for stream in streams]
     while True:  # This ends, since a channel with a slot for every message is never full.
         try:
@@ -44,10 +43,6 @@ def most(found: Iterable[Mapping[Channel, int]]) -> dict[Channel, int]:
 
 
 def _held(stage: int, stream: Iterable[Instruction]) -> dict[Channel, int]:
-    """Return how many slots of each of its input channels a stage uses at most at the same time.
-
-    The number is at least `Channel.ahead`.
-    """
     now: Counter[Channel] = Counter()
     peak: dict[Channel, int] = {}
     for instruction in stream:

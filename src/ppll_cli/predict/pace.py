@@ -56,11 +56,12 @@ def steady_state(
     cost: Cost,
     journeys: Journeys = at_once,
 ) -> Steady:
-    """Simulate batches until the steady state of a pipeline.
+    """Simulate a pipeline, and return its steady state.
 
     `streams` has the instructions of each stage for a training batch. `slots` returns the number of
     slots of a channel. By default, transfers take no time.
     """
+    # If transfers take long, batches arrive in groups as large as a channel can hold.
     filled = FILLED if journeys is at_once else max(FILLED, _batches_held(streams, slots))
     run = simulate([list(stream) * 2 * filled for stream in streams], cost, slots, journeys)
 
@@ -76,10 +77,6 @@ def steady_state(
 
 
 def _batches_held(streams: Sequence[Sequence[Instruction]], slots: Callable[[Channel], int]) -> int:
-    """Return the largest number of batches whose messages a channel can hold at a time.
-
-    If transfers take long, batches arrive in groups of this size.
-    """
     messages = Counter(
         sent[0]
         for stage, stream in enumerate(streams)
@@ -94,11 +91,16 @@ def mean_neighbours(
 ) -> list[Times]:
     """Return how many other workers compute, on average, during each instruction of each stage.
 
-    `predict` needs this number, because a CPU worker is slower while others compute. Only workers
-    of the same machine are counted, at most `limit`. If a stage has replicas on several machines,
-    the result is the largest of the machines' means, because replicas wait for the slowest.
+    A CPU worker is slower while other workers of its machine compute.
 
-    `workers` has, for each stage, the number of its workers by machine.
+    Args:
+        steady: The steady state of the pipeline.
+        limit: Largest number of other workers that is counted at a time.
+        workers: For each stage, the number of its workers by machine.
+
+    Returns:
+        For each stage, the number for each instruction. If a stage has replicas on several
+            machines, it is the largest of the machines' means: replicas wait for the slowest.
     """
     # Stages repeat their instructions every `batch_s` seconds, so take times modulo `batch_s`.
     pieces = [[_wrapped(e, steady.batch_s) for e in events] for events in steady.events]
@@ -122,13 +124,6 @@ def mean_neighbours(
 def _integral_of_others(
     pieces: Sequence[Sequence[_Spans]], workers: Sequence[int], limit: int, period_s: float
 ) -> Callable[[float], float]:
-    """Return a function of a time t: the integral, from 0 to t, of the number of other workers.
-
-    The number of other workers is the number of workers that compute on a machine at that time,
-    minus 1; it is at most `limit`.
-    `pieces` has, for each stage, the intervals in which its instructions run, in [0, `period_s`].
-    `workers` has, for each stage, the number of its workers on the machine.
-    """
     changes: dict[float, int] = {0.0: 0, period_s: 0}
     for stage, count in zip(pieces, workers, strict=True):
         if not count:
@@ -138,7 +133,7 @@ def _integral_of_others(
             changes[end_s] = changes.get(end_s, 0) - count
     times_s = sorted(changes)
     busy = accumulate(changes[time_s] for time_s in times_s)
-    others = [min(limit, max(0, n - 1)) for n in busy]
+    others = [min(limit, max(0, n - 1)) for n in busy]  # without the worker that they slow down
     lengths_s = (b - a for a, b in pairwise(times_s))
     sums = [0.0, *accumulate(n * length_s for n, length_s in zip(others, lengths_s, strict=False))]
 
@@ -150,7 +145,6 @@ def _integral_of_others(
 
 
 def _wrapped(event: Event, period_s: float) -> _Spans:
-    """Return an event's interval modulo a period, in two parts if it crosses the period's end."""
     length_s = min(event.end_s - event.start_s, period_s)
     if length_s <= 0:
         return []

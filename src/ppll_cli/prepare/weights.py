@@ -26,8 +26,8 @@ class FoundWeights:
     Attributes:
         weights: The tensors of the file that fit the model.
         missing: Names of the model's tensors that the file lacks, except BatchNorm's counters.
-        unfit: A message for each tensor of the model with another shape in the file, or with
-            integers there instead of floating-point numbers.
+        unfit: A message for each tensor that has another shape in the file than in the model, or
+            has integers in the file and floating-point numbers in the model.
         unused: Names in the file for which the model has no tensor.
     """
 
@@ -66,9 +66,9 @@ class FoundWeights:
 def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeights:
     """Compare a file of weights with a model.
 
-    `given` is the path of the file, or of a run directory. Tensors may have this program's or
-    torchvision's names. If `partial` is True, tensors may be missing, not fit (see `_fits`), or be
-    unknown to the model.
+    `given` is the path of the file, or of a run directory. `units` are the units of the model.
+    Tensors may have this program's or torchvision's names. If `partial` is True, it is enough that
+    one tensor fits; if it is False, the file must have all tensors of the model, and no others.
 
     Raises:
         ConfigError: There is no such file, it cannot be read, or it does not fit the model.
@@ -108,11 +108,8 @@ def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeigh
 
 
 def _fits(saved: Tensor, own: Tensor) -> bool:
-    """Return whether a tensor of the model can take its values from a tensor of a file.
-
-    The shape must be equal; the precision may differ. Integers cannot become floats, because the
-    integers of a quantised file need scales, which the model does not know.
-    """
+    # Integers cannot become floats: those of a quantised file need scales, which the model does not
+    # know.
     return saved.shape == own.shape and own.is_floating_point() <= saved.is_floating_point()
 
 

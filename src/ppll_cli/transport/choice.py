@@ -13,11 +13,13 @@ log = logging.getLogger(__name__)
 
 
 def usable(name: str, transport: Transport, size: int, devices: Sequence[str]) -> Transport:
-    """Return `transport`, or a `QueueTransport` if `transport` cannot work on this machine.
+    """Return `transport` if it can work on this machine, else a `QueueTransport` and log why.
 
-    If it returns a `QueueTransport`, this function logs the reason as a warning. `name` names
-    `transport` in messages. `size` is the total size of all slots of all channels, in bytes.
-    `devices` has the device of each worker on this machine.
+    Args:
+        name: The user's option for `transport`, for messages.
+        transport: The transport that the user chose.
+        size: Total size of all slots of all channels, in bytes.
+        devices: The device of each worker on this machine.
 
     Raises:
         ConfigError: Neither `transport` nor a `QueueTransport` can work on this machine.

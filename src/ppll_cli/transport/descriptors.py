@@ -25,7 +25,10 @@ ends of two pipes, and the shared memory."""
 
 
 def raise_limit() -> float:
-    """Raise the limit of file descriptors for this process and its children, and return it."""
+    """Raise the limit of file descriptors as far as possible, and return the new limit.
+
+    It is the limit of this process and of processes that it starts later.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS may refuse the hard limit that it reports
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -42,9 +45,13 @@ def check_descriptors(
 ) -> None:
     """Check that the parent and each worker may open as many file descriptors as they need.
 
-    `name` is the user's option for `transport`, and `workers` is the number of workers. `channels`
-    has, for each channel, the index of the sending worker, the index of the receiving worker, and
-    the number of slots. A message has at most `tensors` tensors.
+    Args:
+        name: The user's option for `transport`, for the error message.
+        transport: The transport that will make the channels.
+        workers: Number of workers.
+        channels: Three numbers for each channel: the index of the sending worker, the index of the
+            receiving worker, and the number of slots.
+        tensors: Largest number of tensors in a message.
 
     Raises:
         ConfigError: The limit of this process is too low.
@@ -71,7 +78,6 @@ def check_descriptors(
 
 
 def _open_now() -> int:
-    """Return the number of file descriptors that this process has open; 0 if unknown."""
     for folder in ("/proc/self/fd", "/dev/fd"):
         with suppress(OSError):
             return len(list(Path(folder).iterdir()))

@@ -1,12 +1,15 @@
 """The fast transport: rings of slots that are allocated once; see `ring_ends` for the messages.
 
-The devices of the two workers decide in which memory the slots are (`memory`), and how one end of
-the channel waits until the other end has finished with a slot (`order`). If a worker is on CPU,
-slots are in shared host memory, and an end waits only for tokens (short messages in a pipe).
-Between CUDA workers, slots are on the receiver's device, and an end also waits for CUDA events. If
-the sender cannot access this memory, slots are in pinned host memory instead, and the receiver
-copies the tensors to its device. If processes cannot share events either, each worker waits for its
-device before it sends a token.
+The devices of the two workers decide where the slots are (`memory`), and how one end of a channel
+waits until the other end has finished with a slot (`order`):
+
+- If a worker is on CPU, slots are in shared host memory. An end waits for tokens, which are short
+  messages in a pipe.
+- Between CUDA workers, slots are on the receiver's device. An end also waits for CUDA events.
+- If the sender cannot access this device's memory, slots are in pinned host memory, and the
+  receiver copies the tensors to its device.
+- If processes cannot share CUDA events, slots are in pinned host memory too, and each worker waits
+  for its device before it sends a token.
 """
 
 import logging
@@ -27,8 +30,8 @@ log = logging.getLogger(__name__)
 class RingTransport:
     """Channels whose slots are allocated once and used for every message.
 
-    `ipc` says whether CUDA workers share memory and events of their devices, if the driver supports
-    this (CUDA IPC). Some containers forbid it; then `ipc` must be False.
+    `ipc` says whether CUDA workers may share memory and events of their devices (CUDA IPC). It must
+    be False in a container that forbids this.
     """
 
     def __init__(
@@ -87,9 +90,12 @@ def ring(
 ) -> tuple[RingSender, RingReceiver]:
     """Create a new ring of `slots` slots of `size` bytes, and return its two ends.
 
-    `memories` and `orders` each have an object for the sender and one for the receiver. An `Order`
-    makes one end wait until the other end has finished with a slot. The receiver copies tensors to
-    `device`; if it is None, they stay in the slot.
+    Args:
+        slots: Number of slots.
+        size: Bytes of a slot.
+        memories: The memory of all slots, as the sender and as the receiver access it.
+        orders: Make the sender, and the receiver, wait until the other has finished with a slot.
+        device: Where the receiver copies tensors to; None leaves them in the slot.
     """
     producer, consumer = open_pipes()
     theirs, ours = (Slots(memory, slots, size) for memory in memories)

@@ -22,7 +22,7 @@ from ppll_cli.worker.views import storages
 class Further:
     """Executes the instructions that `Interpreter` does not execute itself.
 
-    `norms` has the gradient norms of the batch, if the stages exchange them.
+    `norms` has the gradient norms of the batch, if the norm of the whole model is needed.
     """
 
     def __init__(self, job: Job, chunks: Mapping[int, HeldChunk], mail: Mail) -> None:
@@ -67,9 +67,10 @@ class Further:
                 raise AssertionError(f"no such instruction: {instruction}")
 
     def hand_gradients(self, number: int, micro_batch: int) -> None:
-        """Give a chunk the gradients of the next chunk's inputs, if both chunks are on this stage.
+        """Give chunk `number` the gradients of its outputs, if the next chunk is on this stage too.
 
-        Do nothing for a chunk that ends a module: its own loss gives the gradients.
+        If it is not, the gradients come in a message. A chunk that ends a module gets none: its
+        own loss computes them.
         """
         chunk = self._chunks[number]
         if number + 1 in self._chunks and not chunk.place.ends_module:
@@ -101,7 +102,7 @@ def backward_weight(chunk: HeldChunk, micro_batch: int) -> None:
 def measure(chunk: HeldChunk, micro_batch: int, split: str) -> None:
     """Add loss and metrics of an evaluation micro-batch to `chunk.sums`; free the micro-batch.
 
-    With averaged weights only the last module is measured: auxiliary networks have no averages.
+    With averaged weights, only the last module is measured: auxiliary networks have no averages.
     """
     held, criterion = chunk.tensors[micro_batch], chunk.criterion
     values, held.values = held.values, {}
@@ -117,9 +118,10 @@ def measure(chunk: HeldChunk, micro_batch: int, split: str) -> None:
 
 
 class Norms:
-    """The squared gradient norms of all units, for the gradient norm of the whole model.
+    """Collects the squared gradient norms of all units, for the gradient norm of the whole model.
 
-    The stages send one vector from stage to stage, and each writes the norms of its own units.
+    A vector with a number for each unit travels from stage to stage. Each stage writes the numbers
+    of its own units.
     """
 
     def __init__(self, units: int, chunks: Iterable[Networks], device: torch.device) -> None:
@@ -129,17 +131,17 @@ class Norms:
 
     @property
     def vector(self) -> Tensor:
-        """The squared norms, float64 [units]; zero for units whose norm is not written yet."""
+        """The squared norm of each unit, float64 [units]; 0 if it is not written yet."""
         if self._vector is None:
             self._vector = torch.zeros(self._units, dtype=torch.float64, device=self._device)
         return self._vector
 
     def take(self, received: Tensor) -> None:
-        """Replace the vector by the one received from another stage, float64 [units]."""
+        """Replace `vector` by a copy of `received`, the vector from another stage."""
         self._vector, self._total = received.clone(), None
 
     def add(self) -> None:
-        """Write the squared norms of this stage's units, except units without gradients."""
+        """Write this stage's squared norms into `vector`; skip units without gradients."""
         self._total = None
         for chunk in self._chunks:
             for index, parameters in zip(chunk.place.units, chunk.unit_parameters, strict=True):
@@ -147,13 +149,13 @@ class Norms:
                     self.vector[index] = squared_norm(parameters)
 
     def total(self) -> Tensor | None:
-        """Return the squared gradient norm of the model, summed in the order of the units.
+        """Return the squared gradient norm of the model, a float64 scalar.
 
-        It is a float64 scalar; None if no norms were exchanged for this batch.
+        Return None if this batch has no norms.
         """
         if self._vector is not None and self._total is None:
             self._total = torch.zeros((), dtype=torch.float64, device=self._device)
-            for norm in self._vector.unbind():
+            for norm in self._vector.unbind():  # a fixed order, so that the bits are fixed
                 self._total = self._total + norm
         return self._total
 

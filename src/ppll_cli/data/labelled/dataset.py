@@ -67,9 +67,8 @@ class LabelledPictures(Classified):
 
     Attributes:
         size: Height and width of the images, in pixels.
-        loaders: Number of loaders; 0 if images are kept in memory. None means 0 if the images fit
-            into memory. If they do not fit, it means the number of cores minus one, but at least 1
-            and at most `MOST_LOADERS`.
+        loaders: Number of loaders; 0 keeps images in memory. None means 0 if the images fit into
+            memory, else the number of cores minus one (at least 1, at most `MOST_LOADERS`).
     """
 
     size: Count
@@ -99,8 +98,7 @@ class LabelledPictures(Classified):
         return len(self.class_names)
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their labels."""
+    def class_names(self) -> tuple[str, ...]:  # noqa: D102
         return self._found[0]
 
     def __post_init__(self) -> None:
@@ -148,10 +146,6 @@ class LabelledPictures(Classified):
         }
 
     def _kept(self, listing: Listing) -> NDArray[np.uint8]:
-        """Return the images of N pictures, uint8 [N, 3, size, size], from the cache folder.
-
-        Make the images first if they are missing there.
-        """
         shape = (len(listing), 3, self.size, self.size)
 
         def make(folder: Path) -> None:
@@ -182,17 +176,17 @@ class LabelledPictures(Classified):
         return needed <= (MOST_BYTES if memory is None else min(MOST_BYTES, memory // 4))
 
     def image_spec(self, splits: Any) -> ImageSpec:
-        """Return the shape, mean and standard deviation of the images."""
+        """Return the shape, mean and standard deviation of the images. Ignore `splits`."""
         return ImageSpec(3, self.size, self.size, tuple(self.mean), tuple(self.std))
 
     def identity(self, splits: Any) -> "Identity":
-        """Return, for each class of each split, a digest of the names and sizes of its files."""
+        """Return a digest of file names and sizes for each class of each split. Ignore `splits`."""
         return {name: self._entries(listing) for name, listing in self._splits.items()}
 
     def batches(
         self, splits: Any, batch_size: int, seed: int, device: "torch.device"
     ) -> "Batches | LoadedBatches":
-        """Return an object that makes batches, from images in memory or with loaders."""
+        """Return an object that makes the run's batches. `splits` is the result of `load`."""
         from ppll_cli.data.batches import Batches
         from ppll_cli.data.labelled.batches import LoadedBatches
 
@@ -207,7 +201,6 @@ class LabelledPictures(Classified):
 
     @cached_property
     def _found(self) -> tuple[tuple[str, ...], Mapping[str, Listing]]:
-        """The names of the classes, and the pictures, before `val_fraction` holds out any."""
         try:
             return arranged(self.find())
         except ListingError as error:
@@ -215,7 +208,6 @@ class LabelledPictures(Classified):
 
     @cached_property
     def _splits(self) -> Mapping[str, Listing]:
-        """The pictures of `train`, `test` and perhaps `val`; the run's seed has no effect."""
         _, parts = self._found
         train = parts["train"]
         # The first of these is the split `test`; the second, if there is one, is `val`.
@@ -255,7 +247,6 @@ class LabelledPictures(Classified):
             )
 
     def _check_apart(self) -> None:
-        """Check that no file is in two splits, or in two classes of a split (see `repeated`)."""
         paths = {split: listing.paths for split, listing in self._splits.items()}
         for (split, number), (first_split, first) in repeated(paths):
             listing, earlier = self._splits[split], self._splits[first_split]

@@ -21,8 +21,7 @@ class GPipe(Schedule):
 
     splits = True
 
-    def batch(self, place: Place) -> Iterator[Compute]:
-        """Yield the compute instructions of one stage for one training batch, in order."""
+    def batch(self, place: Place) -> Iterator[Compute]:  # noqa: D102
         (chunk,) = place.chunks
         for micro_batch in range(place.microbatches):
             yield from forward(place, chunk, micro_batch)
