@@ -71,11 +71,11 @@ class CompareRuns(Callback):
     """After a sweep, compares its runs, and writes the comparison into the sweep's folder."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Remember the files of the run directory that Hydra will replace (see `begin_in`)."""
+        """Remember the files that Hydra will replace, to restore them if the run is refused."""
         Jobs.current.begin_in(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Record the sweeper's name, by which `resume` recognises a search and refuses it."""
+        """Record the sweeper's name, unless it is the basic one: `resume` refuses all others."""
         Jobs.current.begin_in(Path(config.hydra.sweep.dir))
         folder = Jobs.current.folder
         name = str(config.hydra.runtime.choices["hydra/sweeper"])
@@ -96,10 +96,6 @@ class CompareRuns(Callback):
                 guarded(name, tracker).sweep(folder, sweep_name(folder))
 
     def _compare(self, folder: Path) -> bool:
-        """Store how the jobs ended, then write and show the comparison.
-
-        If all jobs were refused, make no comparison and return False.
-        """
         comparison = compare([folder])
         try:
             ends = [job.status for job in read_sweep(folder).jobs]

@@ -117,9 +117,8 @@ class FeatureBank(Section):
         enabled: Whether auxiliary networks use such features.
         features: Which features a module's auxiliary network reads. `every`: features of every
             earlier module. `stage_ends`: features of each earlier module that ends a resolution
-            stage. A number n: features of the n previous modules. `first`: the model's first
-            features, the input of the long skip to the head (only for super-resolution). None: the
-            task's default, see `resolved`. If the record of an older run lacks this key: `every`.
+            stage. A number n: features of the n previous modules. `first`: outputs of early units
+            that the model's own head also reads (only for super-resolution). None: see `resolved`.
         fusion: How these features are fused with the auxiliary network's own. `none`: the bank is
             not used. None: `add` if `features` is `first` and `shared_head` is true, `concatenate`
             if not.
@@ -129,12 +128,14 @@ class FeatureBank(Section):
         trains: What is trained by the loss of the head that reads the features. `module`: the
             module and its auxiliary network. `probe`: only this head. Then a second head, which
             does not read the features, trains the module.
-        normalize: Whether the pooled vectors are normalised before they are fused.
+        normalize: Whether each pooled vector is normalised, to mean 0 and variance 1, before the
+            vectors are fused.
         measure_zeroed: Whether evaluations also measure each local head with the features of the
             bank set to zero.
     """
 
     enabled: bool
+    # This default is for the records of older runs, which lack the key.
     features: Literal["every", "stage_ends", "first"] | Count | None = "every"
     fusion: Literal["concatenate", "add", "none"] | None = "concatenate"
     shared_head: bool = True
@@ -151,10 +152,11 @@ class FeatureBank(Section):
         return self.fusion
 
     def resolved(self, first: bool) -> Self:
-        """Return a copy in which defaults replace None; without a bank, return this object.
+        """Return a copy in which None is replaced by a default. Without a bank, return this object.
 
-        The argument `first` is true for super-resolution models with a long skip to the head. For
-        them, the default of `features` is "first"; for all other models it is "every".
+        Args:
+            first: True for super-resolution models whose head reads outputs of early units: the
+                default of `features` is then "first". For other models it is "every".
         """
         if not self.enabled:
             return self
@@ -183,7 +185,11 @@ class FeatureBank(Section):
             raise ConfigError(f"fba.{key}", value, problem)
 
     def refuse_vectors(self) -> None:
-        """For detection and super-resolution, refuse changed `join`, `trains` or `normalize`."""
+        """Refuse changed `join`, `trains` or `normalize`, for a task to which they do not apply.
+
+        Raises:
+            ConfigError: One of these options is not the default.
+        """
         for key in ("join", "trains", "normalize"):
             self._refuse(key, "does not apply to detection and super-resolution")
 
@@ -197,9 +203,8 @@ class Recover(Section):
         tries: How many times the same worker may be started again within `minutes`. At the next
             failure in this time, the run ends.
         minutes: The period for `tries`, in minutes.
-        every: Largest number of messages on a channel between two snapshots of a stage. A message
-            carries a batch, a part of an evaluation batch, or a mark. None: the program chooses the
-            number, and takes snapshots more often where they cost little.
+        every: Largest number of messages on a channel between two snapshots of a stage. None: the
+            program chooses the number, and takes snapshots more often where they cost little.
     """
 
     name: Literal["off", "auto", "stage"] = "off"

@@ -26,9 +26,9 @@ class Coco(DetectionDataset):
     """COCO from the folders annotations, train2017 and val2017 in the data root.
 
     The annotations are instances_train2017.json and instances_val2017.json. Classes are read from
-    these files and ordered by id. So other data in COCO's format can be used too, if their files
-    and folders have the same names. Training leaves out boxes of crowds; the score treats crowds
-    as COCO's metric does. The files (19 GB) are not downloaded.
+    these files and ordered by id, so you can use other data in COCO's format under the same names.
+    The loss ignores boxes of crowds; the score treats them as COCO's metric does. The files (19 GB)
+    are not downloaded.
     """
 
     crowds = True
@@ -117,8 +117,6 @@ def parse(content: Any) -> Index:
 
 
 class _Entry(NamedTuple):
-    """An entry of `images`, `categories` or `annotations` in the annotation file."""
-
     name: str  # name of the entry in messages
     values: dict[str, Any]  # values by key, not yet checked
 
@@ -175,7 +173,6 @@ def _entries(content: dict[str, Any], key: str) -> Iterator[_Entry]:
 
 
 def _by_number(content: dict[str, Any], key: str) -> dict[int, _Entry]:
-    """Return the entries of `content[key]` by id, sorted; refuse an id that occurs twice."""
     found: dict[int, _Entry] = {}
     for entry in _entries(content, key):
         number = entry.whole("id")

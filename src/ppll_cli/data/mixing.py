@@ -1,8 +1,8 @@
 """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): mix the images of a batch in pairs.
 
-Each image is mixed with the previous one, and the first image with the last. Random numbers are
-generated on the CPU, once per batch, before the batch is divided among replicas and into
-micro-batches. Legend: B batch, C channels, H height, W width (pixels).
+Each image is mixed with the previous one, and the first image with the last. A batch is mixed
+before it is divided among replicas and into micro-batches. Legend: B batch, C channels, H height,
+W width (pixels).
 """
 
 from collections.abc import Mapping
@@ -22,16 +22,21 @@ def mixed(
     mixup: float = 0.0,
     cutmix: float = 0.0,
 ) -> dict[str, Tensor]:
-    """Mix a training batch by Mixup or CutMix; its images are changed in place.
+    """Mix a training batch by Mixup or CutMix. Its images are changed in place.
 
-    The batch has normalised images float32 [B, C, H, W] and labels int64 [B], by name. `mixup` and
-    `cutmix` are the methods' alphas: the share of an image in its mixture is drawn from
-    Beta(alpha, alpha). For CutMix, rounding and clipping (see `cut_mix`) then change the share. An
-    alpha of 0 turns a method off. If both are on, each batch is mixed by one of them, chosen with
-    equal probability.
+    If both methods are on, one of them is chosen for each batch, with equal probability. The share
+    of an image in its mixture is drawn from Beta(alpha, alpha); CutMix then corrects it to the
+    share of the pixels.
+
+    Args:
+        batch: Normalised images float32 [B, C, H, W] and labels int64 [B], by name.
+        generator: Draws all random numbers.
+        mixup: Alpha of Mixup; 0 turns it off.
+        cutmix: Alpha of CutMix; 0 turns it off. The two alphas must not both be 0.
 
     Returns:
-        The mixed images and their `targets`, by name. `LABEL` is the label with the larger share.
+        The mixed images and the result of `targets`, by name. `LABEL` is the label of the image
+            with the larger share, `OTHER_LABEL` that of the other image.
     """
     images, labels = batch[IMAGE], batch[LABEL]
     which, u, v, down, right = torch.rand(5, dtype=torch.float64, generator=generator).tolist()
@@ -73,9 +78,11 @@ def mix_up(images: Tensor, share: float) -> float:
 def cut_mix(images: Tensor, share: float, place: tuple[float, float]) -> float:
     """Replace a box of each image by the same box of the previous image, in place.
 
-    The box is sqrt(1 - `share`) times as high and as wide as the image, rounded down to even
-    numbers of pixels, and clipped at the border. `place` is the centre of the box, as fractions of
-    the image's height and width in [0, 1). Images are float32 [B, C, H, W].
+    Args:
+        images: float32 [B, C, H, W].
+        share: The box is sqrt(1 - `share`) times as high and as wide as the image, rounded down to
+            even numbers of pixels, and clipped at the border.
+        place: Centre of the box, as fractions of the image's height and width in [0, 1).
 
     Returns:
         The share of each image in its mixture: the fraction of its area outside of the clipped box.
@@ -99,8 +106,8 @@ def symmetric_beta(alpha: float, u: float, v: float) -> float:
     If T has Student's t-distribution with 2 alpha degrees of freedom, then
     (1 + T / sqrt(2 alpha + T^2)) / 2 has the distribution Beta(alpha, alpha), and
     T = sqrt(2 alpha (u^(-1 / alpha) - 1)) cos(2 pi v) (Bailey 1994, Mathematics of Computation 62).
-    This needs only two numbers for each result, and does not overflow for any alpha above 0.
     """
+    # This needs only two random numbers, and does not overflow for any alpha above 0.
     logarithm = log1p(-u) / alpha  # 1 - u is used as the formula's u, because u may be 0
     cosine = cos(2 * pi * v)
     squared = -expm1(logarithm) * cosine**2

@@ -26,9 +26,9 @@ If the channels have too few slots for this, snapshots take a larger fraction.
 def snapshot_bytes(job: Job, stage: int, params: int) -> int:
     """Return the size of one snapshot of a stage, in bytes, without a few small tensors (`MARGIN`).
 
-    `params` is the number of parameters of the units and auxiliary networks. A snapshot holds
-    float32 values: each parameter, what the optimizer keeps for it, its average if `optim.ema` is
-    set, and older versions of units whose weights other modules read.
+    A snapshot holds float32 values: each parameter, what the optimizer keeps for it, and its
+    average if `optim.ema` is set. It also holds older versions of units whose weights other modules
+    read. `params` is the number of the stage's parameters, with auxiliary networks.
     """
     optim = job.settings.optim
     kept = 2 if optim.name == "adamw" else int(optim.momentum > 0)
@@ -44,9 +44,12 @@ def snapshot_bytes(job: Job, stage: int, params: int) -> int:
 def messages_between(snapshot_s: float, message_s: float, most: int) -> int:
     """Return after how many messages a stage takes its next snapshot.
 
-    It is the smallest number with which snapshots take at most `COST` of the time. `message_s` is
-    the time from one message to the next, without snapshots. The result is at most `most`, because
-    the channels have no slots for more messages.
+    This is the smallest number with which snapshots take at most 1 % (`COST`) of the time.
+
+    Args:
+        snapshot_s: Seconds for one snapshot.
+        message_s: Seconds from one message to the next, without snapshots.
+        most: Largest result. The channels have no slots for more messages.
     """
     enough = ceil(snapshot_s / (COST * message_s)) if message_s > 0 else most
     return min(max(1, enough), most)

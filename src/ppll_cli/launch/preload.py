@@ -16,9 +16,8 @@ gc.disable()  # garbage collection would take a fifth of the time of the imports
 
 
 def _end_with_parent(number: int) -> None:
-    """Ask for signal `number` when the thread that started this process ends; 0 asks for none."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG; 0 switches it off
 
 
 # The imports below take seconds. Until they are done, the fork server does not notice the end of

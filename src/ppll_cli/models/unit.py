@@ -86,7 +86,10 @@ class Model(Protocol):
 
 
 def make_seeded(group: str, config: Mapping[str, Any], seed: int) -> Any:
-    """Make a model or local method; random numbers of its constructor depend only on the seed."""
+    """Make a model (`group` is "model") or a local method ("local") from its configuration.
+
+    Random numbers of the constructor depend only on the seed and the group.
+    """
     with seeded(seeding.constructor(seed, group)):
         return make(group, config)
 

@@ -28,11 +28,11 @@ class Comparison:
     """Runs to compare, their groups, and notes.
 
     Attributes:
-        groups: The lines of the tables: groups of runs that differ only in their seed, or single
-            runs.
+        groups: The groups that the tables show, one in each line. A group is a single run, or runs
+            that differ only in their seed.
         metric: Split and metric of most runs, such as "test accuracy".
-        target: The worst final metric of all comparable completed runs. Each run is timed until it
-            reaches this value. None if unknown.
+        target: The worst final metric of all completed runs that are comparable to most runs. The
+            tables show how long each run took to reach it. None if unknown.
         notes: Lines below the tables that explain them.
     """
 
@@ -52,7 +52,7 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     """Compare all runs in these folders, at any depth.
 
     If `each` is True, each run has its own line. If it is False, runs that differ only in their
-    seed share a line. In both cases, a speed-up is the speed divided by the baseline's mean speed.
+    seed share a line. A speed-up is always the speed divided by the baseline's mean speed.
     """
     runs = find(folders)
     known = [conditions(run) for run in runs]
@@ -91,11 +91,6 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
 
 
 def _baselines(row: Row, groups: Sequence[Group], schedule: str) -> list[Group]:
-    """Return the groups that have this schedule and are comparable to this run.
-
-    Completed groups come first, and fast groups before slow ones. The first group is the run's
-    baseline.
-    """
     local = schedule == "ll" and row.run.schedule in LOCAL
     comparable = [
         (group.first.run.status != "completed", -group.rate.mean, group)
@@ -106,15 +101,11 @@ def _baselines(row: Row, groups: Sequence[Group], schedule: str) -> list[Group]:
         and not unequal(row.conditions, group.first.conditions)
         and not (local and unequal(locality(row.run), locality(group.first.run)))
     ]
+    # The first one is the run's baseline.
     return [group for *_, group in sorted(comparable, key=itemgetter(0, 1))]
 
 
 def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
-    """Return the group with which tests for noise compare `group`.
-
-    This is its baseline with back-propagation or, without one, the comparable group with the best
-    metric.
-    """
     if group.first.bps or not group.first.conditions:
         return next(iter(group.first.bps), None)
     best = [
@@ -127,11 +118,8 @@ def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
 
 
 def _seconds(row: Row, target: float | None) -> float | None:
-    """Return the training time in seconds until a run reached the target; None if it did not.
-
-    The target was measured on the data that most runs used. A run on other data gets None.
-    """
     run = row.run
+    # The target was measured on the data that most runs used.
     if target is None or any(key.partition(".")[0] == "data" for key in row.unequal):
         return None
     reached = (e.seconds for e in run.evaluations if run.merit(e.value) >= run.merit(target))
@@ -139,7 +127,6 @@ def _seconds(row: Row, target: float | None) -> float | None:
 
 
 def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> Iterator[str]:
-    """Yield the notes below the table of runs. If `each` is True, leave out notes on noise."""
     yield from _on_speed(groups)
     if any(row.seconds_to_target is not None for row in comparison.rows):
         yield (

@@ -102,15 +102,15 @@ class Moment:
 
 
 class Tracker(Protocol):
-    """Receives the progress of a run; a separate thread calls `start` first, and `end` last.
+    """Receives the progress of a run. A separate thread calls `start` first, and `end` last.
 
-    A tracker is constructed from the keys of its configuration group, before the run starts. Its
-    constructor raises a ConfigError for wrong values; it opens nothing and sends nothing. If a
+    A tracker is constructed before the run starts, from the keys of its configuration group. The
+    constructor opens nothing and sends nothing; it raises a ConfigError for wrong values. If a
     later call raises, the user gets one warning, and the run continues without the tracker.
 
     A tracker may have an attribute `limit_s`: the seconds within which it must finish all calls
-    after the training. It may have a method `abandon`, which another thread calls if the tracker
-    takes longer. `abandon` must immediately end all processes that would outlive the run.
+    after the training. If it takes longer, another thread calls its method `abandon`, if it has
+    one. `abandon` must immediately end all processes that would outlive the run.
     """
 
     def start(self, run: Tracked) -> None:
@@ -132,12 +132,15 @@ class Tracker(Protocol):
         """
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """Finish tracking. The run has ended, completed or not, and its files are written."""
+        """Finish tracking. The run has ended, completed or not, and its files are written.
+
+        `summary` is the content of `summary.json`.
+        """
 
     def sweep(self, folder: Path, name: str) -> None:
         """Receive the comparison of a finished sweep. The tracker gets no other call.
 
-        The folder has `comparison.png` and `comparison.csv`.
+        `folder` has `comparison.png` and `comparison.csv`. `name` is the name of the sweep.
         """
 
 
@@ -179,7 +182,7 @@ class Guarded:
         self._finish()
 
     def sweep(self, folder: Path, name: str) -> None:
-        """Pass a sweep's comparison to the tracker, and wait as `end` does."""
+        """Pass a sweep's comparison to the tracker, and wait for it, up to a time limit."""
         self._tell("sweep", folder, name)
         self._finish()
 

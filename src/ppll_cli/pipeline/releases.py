@@ -13,10 +13,11 @@ Key = tuple[type[Received], int, int]
 
 
 def release(place: Place, stream: Sequence[do.Instruction]) -> Stream:
-    """Add a `Release` of each slot after the last instruction that reads any tensor in the slot.
+    """Return a stage's instructions, with a `Release` for each activation or gradient message.
 
-    If a chunk passes a tensor on unchanged to the next chunk of this stage, the tensor stays in its
-    slot until later chunks of this stage have read or sent it.
+    The `Release` frees the message's slot. It comes right after the last instruction that reads or
+    sends a tensor in the slot. This may be an instruction of another chunk of the stage, if a chunk
+    passes the tensor on unchanged.
     """
     after: dict[int, list[do.Release]] = defaultdict(list)
     for received, last in _last_reads(place, stream).items():
@@ -31,7 +32,6 @@ def release(place: Place, stream: Sequence[do.Instruction]) -> Stream:
 
 
 def _last_reads(place: Place, stream: Sequence[do.Instruction]) -> dict[Received, int]:
-    """Return, for each received message, the index of the last instruction that reads it."""
     routes = place.routes
     last: dict[Received, int] = {}
     held: dict[Key, tuple[Received, frozenset[str]]] = {}  # the message, and its tensors

@@ -54,9 +54,11 @@ class Setup:
     """The model and the conditions of a measurement, as plain data for other processes.
 
     Attributes:
-        settings: The settings of the run. Their batch size and number of threads are not used.
+        settings: Settings of the run. `samples` and `threads` replace their batch size and number
+            of threads.
         local: Configuration of the local method's class.
-        site: Describes the model for the local method. Its `units` and `modules` are empty.
+        site: What the local method is told about the model. `units` and `modules` are empty; the
+            process that measures an auxiliary network replaces them.
         samples: Number of samples of the measured batch.
     """
 
@@ -201,12 +203,6 @@ def _backward(
     watch: Stopwatch,
     weights: Sequence[Tensor] | None,
 ) -> None:
-    """Run a unit's backward pass, and time it with `watch`.
-
-    `gradients` has, by name, the gradients that later units computed; random numbers replace
-    missing gradients. The gradients of the unit's inputs (`leaves`) are added to `gradients`. If
-    `weights` is given, it has the unit's trained parameters, and the pass runs in two halves.
-    """
     roots, given = [], []
     for name, output in zip(unit.writes, outputs, strict=True):
         if output.requires_grad:

@@ -1,4 +1,4 @@
-"""Computes, from measured times, how long instructions and the transfers that they start take."""
+"""Computes from measured times how long instructions, messages and averages take."""
 
 from collections.abc import Iterable, Sequence
 from math import ceil, prod
@@ -52,21 +52,19 @@ class Source(Protocol):
 def instruction_times(
     job: Job, stage: int, profile: Source, sizes: Sequence[int], carriers: Carriers
 ) -> Times:
-    """Return how many seconds each instruction keeps a stage busy.
+    """Return for how many seconds each instruction keeps a stage busy.
 
-    Instructions that take no time are missing in the result. Receiving takes no time, because
-    stages read messages in place. Loading a batch takes no time, because a separate thread loads
-    it. Sending takes the time in which the sender copies the message. It takes no time if both
-    stages are on one machine and `Interconnect.within` is set: then the connection transfers the
-    message while the stage computes, and `journeys_of` returns the time of the transfer.
+    Instructions that take no time are missing. A send is missing if `Interconnect.within` transfers
+    the message while the stage computes; `journeys_of` has the time of this transfer.
 
-    `sizes` has the number of samples of each micro-batch. The first is the largest, and the profile
-    was measured with this number. Times of smaller micro-batches are assumed to be proportional to
-    their sizes.
+    `sizes` has the number of samples of each micro-batch. The first is the largest, and `profile`
+    was measured with this number. Times are assumed to be proportional to the numbers of samples.
     """
     stream, times = job.training(stage, len(sizes)), Times()
     split = any(isinstance(instruction, BackwardInput) for instruction in stream)
     parts = {n: _seconds(job, n, profile, split) for n in job.layout.of(stage)}
+    # Receiving takes no time, because stages read messages in place. Loading a batch takes no time,
+    # because a separate thread loads it.
     for instruction in stream:
         match instruction:
             case Forward() | Loss() | Backward() | BackwardInput() | BackwardWeight():
@@ -84,10 +82,10 @@ def instruction_times(
 
 
 def with_copies(job: Job, stage: int, profile: Source, sizes: Sequence[int], times: Times) -> Times:
-    """Return a stage's `times` plus the seconds of the copies that restarts of workers require.
+    """Return a stage's `times` plus the times of copies that make restarts of workers possible.
 
-    If a channel keeps messages for a restart, the receiving stage copies each message. The time of
-    a snapshot is spread evenly over the stage's optimizer steps between two snapshots.
+    A stage copies each received message that its channel keeps for a restart. The time of a
+    snapshot is spread evenly over the optimizer steps between two snapshots.
     """
     own = dict(times)
     for instruction in job.training(stage, len(sizes)):
@@ -113,10 +111,10 @@ def with_copies(job: Job, stage: int, profile: Source, sizes: Sequence[int], tim
 def journeys_of(
     job: Job, stage: int, times: Times, sizes: Sequence[int], carriers: Carriers, profile: Source
 ) -> dict[Instruction, Journey]:
-    """Return the time of each transfer (a message or an average) that a stage's instructions start.
+    """Return the time of a stage's transfers (messages and averages of gradients), by instruction.
 
-    A transfer is missing if there is no connection for it (see `Interconnect`). Then the stage
-    copies the tensors itself, and `instruction_times` has the time of the copy.
+    A transfer without a connection (see `Interconnect`) is missing. Then the stage copies the
+    tensors itself, and `instruction_times` has the time of the copy.
     """
     underway: dict[Instruction, Journey] = {}
     stream = job.training(stage, len(sizes))
@@ -155,15 +153,12 @@ def message_bytes(job: Job, stage: int, instruction: Instruction, sizes: Sequenc
 
 
 def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
-    """Return the fraction of the backward pass after which each bucket of gradients is full.
-
-    Replicas average a chunk's gradients in buckets (`transport/averages.py`). The estimate assumes
-    that all buckets but the last have the same size, and ignores the forward pass of the loss.
-    """
     limit = CUDA_BUCKET_BYTES if job.devices[0].startswith("cuda") else BUCKET_BYTES
     units = [profile.unit(index) for index in chunk.units]
     parts = [end_of(job, chunk, profile), *reversed(units)]
     size, whole_s = gradient_bytes(job, chunk, profile), sum(part.backward_s for part in parts)
+    # For each bucket, the fraction of the backward pass after which the bucket is full. As an
+    # estimate, all buckets but the last have the same size, and the loss's forward pass is ignored.
     shares: list[float] = []
     reached_s, reached = 0.0, 0
     for part in parts:
@@ -176,10 +171,6 @@ def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
 
 
 def _seconds(job: Job, number: int, profile: Source, split: bool) -> dict[type, float]:
-    """Return the seconds of the instructions of chunk `number`, by type of instruction.
-
-    If `split` is True, the result also has the two halves of a split backward.
-    """
     chunk = job.layout.chunks[number]
     # A module's inputs get no gradients, so the backward pass of its first unit is cheaper.
     starts = job.layout.modules[chunk.module].start == chunk.units.start
@@ -199,7 +190,10 @@ def _seconds(job: Job, number: int, profile: Source, split: bool) -> dict[type, 
 
 
 def end_of(job: Job, chunk: Chunk, profile: Source) -> Measured:
-    """Return the cost of the loss at the end of a chunk; zeros if no module ends with it."""
+    """Return the measured cost of the auxiliary network and the loss at the end of a chunk.
+
+    All numbers are 0 if the chunk does not end a module.
+    """
     if not chunk.ends_module:
         return Measured(0.0, 0.0, 0, 0)
     return profile.auxiliary(job.layout.modules, chunk.module)

@@ -37,8 +37,7 @@ class EdgeLoad:
         bytes_per_batch: Bytes that travel for one batch.
         between_machines: Whether the stages are on different machines, in any replica.
         busy_fraction: Fraction of time in which the connection is in use, in the direction with
-            more bytes. None without a connection: then the sender copies each message into shared
-            memory.
+            more bytes. None without a connection (see `Interconnect`).
     """
 
     stages: tuple[int, int]
@@ -58,8 +57,8 @@ class Prediction:
         activation_bytes: Largest number of bytes kept for backward passes at the same time, for
             each stage: inputs, outputs and tensors that autograd saves.
         parameter_bytes: Bytes of parameters, gradients, optimizer states and averaged weights, for
-            each stage. If losses read weights of later modules, the bytes also contain the older
-            versions of these weights, and the slots for them.
+            each stage; also of older versions of weights that losses of other modules read, and of
+            the slots for these weights.
         averaged_bytes: Bytes of gradients that a replica sends for a batch, at the stage that sends
             most; 0 without replicas.
         recovery_bytes: Bytes of shared memory for snapshots and kept messages, for each stage;
@@ -85,15 +84,12 @@ def predict(
 ) -> Prediction:
     """Predict the speed and memory of a job.
 
-    CPU cores share caches and memory, so a stage takes longer while other stages compute. Every
-    unit is measured twice: alone, and while other processes compute. The time of an instruction is
-    interpolated between these two times, by the number of other workers that compute while it runs.
-    This number depends in turn on the times. So numbers and times are computed alternately, at
-    most `ROUNDS` times, until the time of a batch hardly changes.
+    On CPUs, a worker takes longer while others compute on its machine. The prediction contains
+    this effect.
 
-    `neighbours` is a limit for the number of other workers on a worker's machine that compute at
-    the same time. If it is given, all workers are assumed to be on one machine. If it is None,
-    `neighbours_of` computes the limit, and the workers are on the machines that `job` names.
+    `neighbours` is the largest number of other workers that compute on a worker's machine at the
+    same time. If it is given, all workers are assumed to be on one machine. If it is None,
+    `neighbours_of` computes it, and the workers are on the machines that `job` names.
     """
     sizes = job.microbatches(job.course.batch_size)
     others = neighbours_of(job) if neighbours is None else neighbours
@@ -104,6 +100,9 @@ def predict(
         measured = [instruction_times(job, s, profile, sizes, carriers) for s in stages]
         return [with_copies(job, s, profile, sizes, times) for s, times in enumerate(measured)]
 
+    # CPU cores share caches and memory, so a stage takes longer while other stages compute. Times
+    # are interpolated between `alone` and `beside`, by the number of other workers that compute
+    # meanwhile. This number depends on the times, so both are computed in turn.
     alone = times_of(quiet)
     beside = times_of(profile.at(sizes[0], others)) if others else alone
     underway = [journeys_of(job, s, beside[s], sizes, carriers, quiet) for s in stages]
@@ -138,10 +137,6 @@ def predict(
 
 
 def _workers_by_machine(job: Job, *, together: bool) -> list[Counter[int]]:
-    """Return, for each stage, the number of its replicas on each machine.
-
-    If `together` is True, all replicas are assumed to be on machine 0.
-    """
     return [
         Counter(0 if together else job.home(Seat(stage, n)) for n in range(job.replicas))
         for stage in range(job.stages)
@@ -176,12 +171,6 @@ def _cost(times: Sequence[Times]) -> Cost:
 
 
 def _activation_bytes(job: Job, stage: int, profile: Source, live: int) -> int:
-    """Return the largest number of bytes that a stage keeps for backward passes at the same time.
-
-    Inputs are included. Under local learning, a stage keeps the activations of its largest chunk.
-    In other runs, it keeps the activations of up to `live` forward passes, which wait for their
-    backward passes.
-    """
     numbers = job.layout.of(stage)
     chunks = [_chunk_bytes(job, job.layout.chunks[number], profile) for number in numbers]
     # The first stage loads a whole batch; other stages receive inputs into slots of channels.
@@ -191,6 +180,8 @@ def _activation_bytes(job: Job, stage: int, profile: Source, live: int) -> int:
         if channel.target == stage and channel.kind == "activations":
             needed = room.slots - job.depth - job.kept(channel)
             entering += needed * job.microbatch_size * bytes_of(job.specs[channel.chunk].values())
+    # `live` forward passes wait for their backward passes at the same time. Under local learning,
+    # they count as passes of the largest chunk, in other runs as passes of an average chunk.
     if job.local_learning:
         return entering + live * max(map(sum, chunks))
     saved = sum(kept for kept, _ in chunks)
@@ -198,13 +189,9 @@ def _activation_bytes(job: Job, stage: int, profile: Source, live: int) -> int:
 
 
 def _chunk_bytes(job: Job, chunk: Chunk, profile: Source) -> tuple[int, int]:
-    """Return the bytes that a chunk keeps until its backward pass, and its largest extra memory.
-
-    The extra memory is the larger of two: the graph of the auxiliary network, which is freed before
-    the backward pass begins, and the tensors that a backward pass computes again.
-    """
     units = [profile.unit(index) for index in chunk.units]
     ends = end_of(job, chunk, profile).saved_bytes
+    # The graph of the auxiliary network is freed before the backward pass computes tensors again.
     beside = max(ends, *(unit.recomputed_bytes for unit in units))
     return sum(unit.saved_bytes for unit in units), beside
 
@@ -222,10 +209,6 @@ def _parameter_bytes(job: Job, stage: int, profile: Source) -> int:
 
 
 def _watched_bytes(job: Job, stage: int) -> int:
-    """Return the bytes that a stage needs because losses read weights of later modules.
-
-    These are older versions of the stage's own weights, and slots for weights that it receives.
-    """
     kept: dict[int, int] = {}  # bytes of older versions, by unit
     for watcher, watch in job.routes.watches.items():
         if job.layout.chunks[job.routes.watched(watcher)].stage == stage:
@@ -283,8 +266,8 @@ def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
 def report(job: Job, profile: Source, stages_are_modules: bool) -> list[str]:
     """Return lines for the user: measured times, partition and predicted speed.
 
-    If `stages_are_modules`, the results of the training depend on the cuts. Then a last line tells
-    the user how to choose the same cuts again.
+    With `stages_are_modules`, the results of the training depend on the cuts. So the last line
+    tells the user how to choose the same cuts again.
     """
     whole, samples = job.course.batch_size, job.microbatch_size
     others, prediction = neighbours_of(job), predict(job, profile)

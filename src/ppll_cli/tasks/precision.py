@@ -62,7 +62,6 @@ def precisions_by_class(rows: Tensor, classes: Sequence[str], crowds: bool) -> D
 
 @lru_cache(maxsize=1)  # an evaluation calls this twice with the same rows
 def _coco(rows: Tensor, classes: tuple[str, ...], crowds: bool) -> Floats:
-    """Return the precision, [10 overlaps, 101 recalls, C]; -1 for a class without boxes."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -101,8 +100,7 @@ def _coco(rows: Tensor, classes: tuple[str, ...], crowds: bool) -> Floats:
 
 
 def _mean(precision: Floats) -> float:
-    """Return the mean of all values except -1, the value for a class without boxes."""
-    known = precision[precision > -1]
+    known = precision[precision > -1]  # -1 is the value for a class without boxes
     return float(known.mean()) if known.size else nan
 
 
@@ -122,13 +120,6 @@ def _voc(rows: Tensor, classes: int) -> tuple[float, float]:
 
 
 def _curve(there: Tensor, found: Tensor, total: int) -> tuple[Floats, Floats]:
-    """Return recall and precision of a class after each detection, highest score first.
-
-    As in VOC's own code, a detection can match only the true box that it overlaps most. It is right
-    if this overlap is at least 0.5, and if no detection with a higher score has matched this box. A
-    detection that matches an ignored box is not counted. Unlike in VOC's code, coordinates are
-    edges of pixels, not indices of pixels.
-    """
     of_picture: dict[float, list[int]] = defaultdict(list)
     for index, picture in enumerate(there[:, 1].tolist()):
         of_picture[picture].append(index)
@@ -138,10 +129,12 @@ def _curve(there: Tensor, found: Tensor, total: int) -> tuple[Floats, Floats]:
         candidates = of_picture[float(row[1])]
         overlap, index = 0.0, -1
         if candidates:
+            # As in VOC's own code, a detection can match only the box that it overlaps most. Unlike
+            # there, coordinates are edges of pixels, not indices of pixels.
             overlaps = box_iou(row[None, 3:7], there[candidates, 3:7])[0]
             overlap, index = float(overlaps.max()), candidates[int(overlaps.argmax())]
         hit = overlap >= OVERLAP
-        if hit and there[index, 7]:
+        if hit and there[index, 7]:  # an ignored box
             continue
         first = hit and index not in taken
         right.append(first)
@@ -153,7 +146,6 @@ def _curve(there: Tensor, found: Tensor, total: int) -> tuple[Floats, Floats]:
 
 
 def _area(recall: Floats, precision: Floats) -> float:
-    """Return the area under the curve, after precision is made non-increasing."""
     ends = np.concatenate(([0.0], recall, [1.0]))
     heights = np.concatenate(([0.0], precision, [0.0]))
     heights = np.maximum.accumulate(heights[::-1])[::-1]
@@ -161,6 +153,5 @@ def _area(recall: Floats, precision: Floats) -> float:
 
 
 def _points(recall: Floats, precision: Floats) -> float:
-    """Return the mean, over recalls 0, 0.1 ... 1, of the best precision at this recall or above."""
     best = [precision[recall >= at - 1e-9].max(initial=0.0) for at in np.linspace(0, 1, 11)]
     return float(np.mean(best))

@@ -12,36 +12,42 @@ from ppll_cli.pipeline.layout import Chunk
 
 
 class NonFinite:
-    """Reacts to losses or gradients that are infinite or NaN.
+    """Stops the run or skips a step when numbers are infinite or NaN.
 
-    If `skips` is False, such a loss stops the run. If `skips` is True, the run goes on, and a step
-    is skipped if its gradient norm is infinite or NaN.
+    If `skips` is False, a loss that is infinite or NaN stops the run. If `skips` is True, the run
+    goes on, and a step is skipped if its gradient norm is infinite or NaN.
 
     Attributes:
         found: Whether a loss of the current batch is known to be infinite or NaN.
         skipped: For each step since the latest report, a scalar on the device: 1 if the step was
-            skipped, else 0. Used only on CUDA, in a chunk at the end of a module.
+            skipped, else 0. Filled only on CUDA, and only in a chunk that ends a module.
     """
 
     def __init__(self, skips: bool, place: Chunk, device: torch.device) -> None:
         self._skips, self._place = skips, place
         self.found = False
         self.skipped: dict[int, Tensor] = {}
-        # Reading a tensor on CUDA would make the host wait for all queued work.
+        # Reading a tensor on CUDA would make the host wait for all queued work. There, `Reports`
+        # checks losses.
         self._reads_at_once = device.type == "cpu"
 
     def check(self, loss: Tensor) -> None:
-        """Set `found` if a loss is not finite.
+        """Set `found` if a loss is infinite or NaN.
 
-        Do nothing on CUDA: there, `Reports` checks losses. Also do nothing if `skips` is True.
+        Do nothing on CUDA, or if `skips` is True.
         """
         if self._reads_at_once and not self._skips:
             self.found = self.found or not bool(loss.isfinite())
 
     def raise_if_found(self, step: int, parameters: Iterable[nn.Parameter]) -> None:
-        """Raise NonFiniteError if a loss of the batch after `step` steps was not finite.
+        """Stop the run if a loss of the current batch was infinite or NaN.
 
-        The error's message has the largest of the gradient norms of `parameters`.
+        Args:
+            step: Number of optimizer steps done.
+            parameters: The error's message has the largest of their gradient norms.
+
+        Raises:
+            NonFiniteError: `found` is set.
         """
         if self.found:
             norms = [float(p.grad.norm()) for p in parameters if p.grad is not None]
@@ -52,7 +58,7 @@ class NonFinite:
         """Decide whether to skip a step, and report a skipped step.
 
         Return a scalar on the device: 1 if the step must be skipped, else 0. Return None if steps
-        are never skipped. `total` is the squared gradient norm, a scalar; None if not computed.
+        are never skipped, or if `total` is None. `total` is the squared gradient norm, a scalar.
         """
         if total is None or not self._skips:
             return None
