@@ -78,7 +78,7 @@ class BasicSweeper(basic_sweeper.BasicSweeper):
         jobs = self._listed(arguments)
         configs = [self._composed(number, job) for number, job in enumerate(jobs)]
         folders = [_folder(config) for config in configs]
-        record = record_of(self._launched_by(), jobs, folders)
+        record = record_of(self._launcher_overrides(), jobs, folders)
         again = [setting("resume", str(folder)), *self._again(jobs, configs)]
         _check_new(folder, folders)
         make_folder(folder)
@@ -90,7 +90,6 @@ class BasicSweeper(basic_sweeper.BasicSweeper):
             return self._launch(list(enumerate(jobs)))
 
     def _listed(self, arguments: Sequence[str]) -> list[list[str]]:
-        """Return the overrides of each job, in Hydra's order."""
         # Hydra drops quotes inside `choice()`, so jobs get the overrides as the user wrote them.
         given = Jobs.current.overrides
         typed = dict(zip(for_each_job(given), given, strict=True))
@@ -100,7 +99,6 @@ class BasicSweeper(basic_sweeper.BasicSweeper):
         return jobs
 
     def _composed(self, number: int, overrides: Sequence[str]) -> DictConfig:
-        """Return the configuration that Hydra's launcher will compose for a job."""
         loader = self.hydra_context.config_loader
         try:
             config: DictConfig = loader.load_sweep_config(self.config, list(overrides))
@@ -115,8 +113,7 @@ class BasicSweeper(basic_sweeper.BasicSweeper):
             config.hydra.job.num = number
         return config
 
-    def _launched_by(self) -> list[str]:
-        """Return the overrides that choose and configure Hydra's launcher."""
+    def _launcher_overrides(self) -> list[str]:
         name = self.config.hydra.runtime.choices["hydra/launcher"]
         given = parsed(overrides_of(self.config.hydra, "hydra"))
         settings = [
@@ -127,7 +124,6 @@ class BasicSweeper(basic_sweeper.BasicSweeper):
         return [setting("hydra/launcher", str(name)), *settings]
 
     def _left(self, sweep: RecordedSweep) -> list[tuple[int, list[str]]]:
-        """Prepare a resumed sweep's incomplete jobs; return each job's number and overrides."""
         left = [job for job in sweep.jobs if job.status != "completed"]
         ready = []
         for job in left:
@@ -161,12 +157,9 @@ class BasicSweeper(basic_sweeper.BasicSweeper):
         return returned
 
     def _again(self, jobs: Sequence[Sequence[str]], configs: Sequence[DictConfig]) -> list[str]:
-        """Return the overrides that must be given again to resume this sweep.
-
-        They set what `resume` does not take from the record: the user's classes, the tracker, and
-        settings of Hydra's launcher that may contain a shell command.
-        """
-        launcher = self._launched_by()
+        # `resume` does not take from the record: settings of Hydra's launcher that may contain a
+        # shell command, the tracker, and the user's classes.
+        launcher = self._launcher_overrides()
         again = [] if all(map(is_plain, parsed(launcher[1:]))) else launcher
         trackers = {str(config.hydra.runtime.choices.tracker) for config in configs} - {"none"}
         again += [setting("tracker", name) for name in trackers if len(trackers) == 1]
@@ -175,13 +168,6 @@ class BasicSweeper(basic_sweeper.BasicSweeper):
 
 
 class _Numbers(int):
-    """The numbers of the jobs that Hydra's launcher gets in one call.
-
-    The launcher expects the number n of its first job, and gives its job i the number n + i. But a
-    resumed sweep leaves out complete jobs: after job 3 may come job 7. So `+ i` returns the real
-    number, `numbers[i]`.
-    """
-
     numbers: tuple[int, ...]
 
     def __new__(cls, numbers: tuple[int, ...]) -> "_Numbers":
@@ -190,6 +176,8 @@ class _Numbers(int):
         return made
 
     def __add__(self, place: int) -> int:
+        # Hydra's launcher gives its job i the number `initial_job_idx + i`. But a resumed sweep
+        # leaves out complete jobs: after job 3 may come job 7.
         return self.numbers[place]
 
 
@@ -199,29 +187,26 @@ def _resume_command(*overrides: str) -> str:
 
 
 def _write(file: int, text: str) -> None:
-    """Replace the content of an open file, which stays open and locked."""
     os.ftruncate(file, 0)
-    with open(file, "w", closefd=False) as opened:
+    with open(file, "w", closefd=False) as opened:  # the file stays open and locked
         opened.write(text)
     os.fsync(file)
 
 
 def _folder(config: DictConfig) -> str | None:
-    """Return a job's folder relative to the sweep's; None if only Hydra's launcher knows it."""
     known = HydraConfig.instance()
     before = known.cfg
     known.set_config(deepcopy(config))  # so that `${hydra:KEY}` has the values of this job
     try:
         name = str(config.hydra.sweep.subdir)
     except OmegaConfBaseException:
-        return None
+        return None  # only Hydra's launcher knows the name
     finally:
         known.cfg = before
     return name if inside(name) else None
 
 
 def _check_new(folder: Path, names: Sequence[str | None]) -> None:
-    """Refuse to begin a sweep where files would be lost, such as another sweep's record."""
     for number, name in enumerate(names):
         if name is None or not os.path.isdir(folder / name):
             continue
@@ -236,8 +221,8 @@ def _check_new(folder: Path, names: Sequence[str | None]) -> None:
 
 
 def _check_options(folder: Path, number: int, config: DictConfig) -> None:
-    """Refuse a recorded job with an option such as `../NAME`, which names a file elsewhere."""
     for group, name in config.hydra.runtime.choices.items():
+        # For example, the name `../NAME` would point to a file elsewhere.
         if name is not None and not OPTION.fullmatch(str(name)):
             problem = f"job {number} of this sweep has {group}={name}, which is not an option"
             raise ConfigError("resume", folder, problem, "start a new sweep")
@@ -246,11 +231,6 @@ def _check_options(folder: Path, number: int, config: DictConfig) -> None:
 def _classes(
     jobs: Sequence[Sequence[str]], configs: Sequence[DictConfig]
 ) -> Mapping[str, list[str]]:
-    """Return the classes that the command to resume this sweep must repeat, by key.
-
-    They are named by overrides of jobs or by presets. For safety, a resumed sweep imports a user's
-    class only if the command line names it.
-    """
     found: dict[str, list[str]] = {}
     for overrides, config in zip(jobs, configs, strict=True):
         choices = own_choices(config.hydra.runtime.choices)
@@ -259,6 +239,7 @@ def _classes(
         ours = {str(key): config._get_node(key) for key in config if key != "hydra"}
         plain = {k: OmegaConf.to_container(v) for k, v in ours.items() if isinstance(v, DictConfig)}
         for key, path in targets_in(plain):
+            # For safety, a resumed sweep imports a user's class only if the command line names it.
             named = key in given or (preset and not path.startswith("ppll_cli."))
             if named and path not in found.setdefault(key, []):
                 found[key].append(path)

@@ -82,7 +82,6 @@ def pip_install(what: str) -> str:
 
 
 def _program(name: str) -> list[str]:
-    """Return the words with which a shell command calls a program."""
     wrapper = os.environ.get(STARTED_AS)
     if wrapper and name == "ppll-run":
         return [wrapper if "/" in wrapper else f"./{wrapper}"]
@@ -102,7 +101,6 @@ def _program(name: str) -> list[str]:
 
 
 def _python_with_module() -> list[str]:
-    """Return `python -m`, with Python's options, if the user started the program in this way."""
     given = sys.orig_argv
     for number, (option, module) in enumerate(pairwise(given)):
         if re.fullmatch(r"-[A-Za-z]*m", option) and module in MODULES.values():
@@ -111,7 +109,6 @@ def _python_with_module() -> list[str]:
 
 
 def _python(given: str) -> str:
-    """Return `given` if a shell finds the current Python by this name; if not, Python's path."""
     found = shutil.which(given)
     ours = Path(sys.executable)
     same = found is not None and Path(found).absolute().parent == ours.parent
@@ -119,7 +116,6 @@ def _python(given: str) -> str:
 
 
 def _hydra(value: Any) -> str:
-    """Return a value in the grammar of Hydra's overrides."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -186,7 +186,6 @@ def parse(config: Mapping[str, Any]) -> Settings:
 
 
 def _check_cuts(cuts: Any) -> None:
-    """Check the type of `local.cuts`, even if the schedule does not use modules."""
     names = cuts if isinstance(cuts, list) else [cuts]
     if cuts is not None and not all(isinstance(name, str) for name in names):
         problem = "must be a list of names of units, or the name of a partition of the model"
@@ -194,14 +193,13 @@ def _check_cuts(cuts: Any) -> None:
 
 
 def _check_probabilities(model: Group) -> None:
-    """Check a model's probabilities here; the model's own check would need the import of torch."""
+    # The model checks them too, but this check needs no import of torch.
     if str(model.get("_target_")).startswith("ppll_cli."):
         for name in sorted(PROBABILITIES & model.keys()):
             checked(f"model.{name}", model[name], Fraction)
 
 
 def _config_error(error: ValidationError) -> ConfigError:
-    """Convert the first of pydantic's errors to an error for the user."""
     detail = error.errors()[0]
     parts = [str(part) for part in detail["loc"]]
     place, kind = field_at(parts)

@@ -51,18 +51,18 @@ class Ends:
     batch: Mapping[str, ValueSpec]  # shape and dtype of each tensor of a batch
 
     def all(self, modules: Sequence[range]) -> tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]:
-        """Return what each module runs after its last unit; also return what `specs` returns.
+        """Return what each module runs after its last unit, and the result of `specs`.
 
         Raises:
-            ConfigError: The method does not fit the model, or it has an export or a `Watch` that is
-                not allowed.
+            ConfigError: The method does not fit the model, or an export is not allowed, or a loss
+                watches a unit that it may not watch.
         """
         before: list[dict[str, ValueSpec]] = []
         found: list[ModuleEnd] = []
         owners: dict[int, int] = {}
         for here, exports, inside, specs in self._walk(modules):
             before += inside
-            self._check_batches(exports, specs)
+            self._check_batch_sizes(exports, specs)
             criterion, cost = self._measured(here, specs)
             self._check_weights(criterion, here.module, owners)
             if criterion.watches is not None:
@@ -73,7 +73,7 @@ class Ends:
     def specs(self, modules: Sequence[range]) -> list[dict[str, ValueSpec]]:
         """Return, for each unit, shapes and dtypes of the tensors that exist before it runs.
 
-        In contrast to `before`, the outputs of exports are included.
+        The outputs of exports are included; `before` leaves them out.
         """
         return [each for _, _, inside, _ in self._walk(modules) for each in inside]
 
@@ -95,8 +95,7 @@ class Ends:
             _check_further(criterion, specs)
         return criterion, cost
 
-    def _check_batches(self, exports: Sequence[Unit], specs: Mapping[str, ValueSpec]) -> None:
-        """Check that the first dimension of each exported tensor is the batch."""
+    def _check_batch_sizes(self, exports: Sequence[Unit], specs: Mapping[str, ValueSpec]) -> None:
         for unit in exports:
             with blaming(*self._method, f"running samples through its export {unit.name!r}"):
                 problem = problem_of(unit, specs, [specs[name] for name in unit.writes])
@@ -104,11 +103,6 @@ class Ends:
                 raise ConfigError(*self._method, f"its export {unit.name!r} {problem}")
 
     def _check_weights(self, criterion: Criterion, module: int, owners: dict[int, int]) -> None:
-        """Check that a module's auxiliary network shares no weights with earlier modules.
-
-        Modules on different stages cannot share weights. `owners` maps the `id` of each earlier
-        parameter to its module; this method adds the parameters of `module`.
-        """
         for name, parameter in criterion.named_parameters():
             if (owner := owners.setdefault(id(parameter), module)) != module:
                 problem = f"its criterion() returns the same {name!r} for modules {owner} and "
@@ -117,11 +111,9 @@ class Ends:
 
     @property
     def _method(self) -> tuple[str, object]:
-        """The configuration key and value of the local method, for error messages."""
-        return as_typed("local", type(self.method))
+        return as_typed("local", type(self.method))  # key and value for error messages
 
     def _end_of(self, modules: Sequence[range], module: int) -> tuple[Site, dict[str, ValueSpec]]:
-        """Return a module's description, and the tensors that exist after its exports."""
         here, _, _, specs = next(islice(self._walk(modules), module, None))
         return here, specs
 
@@ -162,11 +154,6 @@ class Ends:
     def _walk(
         self, modules: Sequence[range]
     ) -> Iterator[tuple[Site, Sequence[Unit], list[dict[str, ValueSpec]], dict[str, ValueSpec]]]:
-        """Yield for each module: its description, its exports, and two descriptions of tensors.
-
-        The first describes the tensors that exist before each unit of the module. The second
-        describes the tensors that exist after its exports.
-        """
         units, specs = self.site.units, dict(self.batch)
         names = [unit.name for unit in units]
         for module, indices in enumerate(modules):
@@ -183,13 +170,13 @@ class Ends:
                 _check_export(unit, made, [*specs, *names], self._method)
                 names.append(unit.name)
                 specs.update(zip(unit.writes, made.outputs, strict=True))
+            # `inside`: the tensors before each unit; `specs`: the tensors after the exports.
             yield here, exports, inside, dict(specs)
 
 
 def _check_units(
     exports: object, specs: Mapping[str, ValueSpec], method: tuple[str, object]
 ) -> None:
-    """Check that the exports of a local method are units, and that they read existing tensors."""
     if not isinstance(exports, Sequence) or not all(isinstance(each, Unit) for each in exports):
         raise ConfigError(*method, "its exports() must return a list of Units")
     known = [*specs]
@@ -203,7 +190,6 @@ def _check_units(
 def _check_export(
     unit: Unit, made: TracedUnit, taken: Sequence[str], method: tuple[str, object]
 ) -> None:
-    """Check that an export has no parameters, changes no input, and uses no name that is taken."""
     problem = ""
     if made.cost.params:
         problem = f"its export {unit.name!r} has parameters, but exports are not trained"
@@ -217,14 +203,11 @@ def _check_export(
 
 
 def _check_watch(watch: Watch, site: Site, method: tuple[str, object]) -> None:
-    """Check that a loss reads the weights of a later module's unit, with a lag of 1 or more.
-
-    When a module trains on a batch, later modules have not trained on this batch yet, so their
-    weights are at least one batch old. Earlier modules may already have trained on later batches.
-    """
     module, last = site.module, len(site.units) - 1
     if not isinstance(watch, Watch):
         raise ConfigError(*method, f"module {module} watches {watch!r}, which is not a Watch")
+    # When a module trains on a batch, later modules have not trained on this batch yet, so their
+    # weights are at least one batch old. Earlier modules may have trained on later batches already.
     checked("local.lag", watch.lag, Lag, plain=False)
     if not whole(watch.unit) or watch.unit not in range(len(site.units)):
         problem = f"module {module} watches unit {watch.unit}, which does not exist"
@@ -238,12 +221,6 @@ def _check_watch(watch: Watch, site: Site, method: tuple[str, object]) -> None:
 
 
 def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.Module:
-    """Run a criterion on one sample, and check that it returns a loss and a prediction.
-
-    Raises:
-        TypeError: The criterion reads an unknown tensor, changes a tensor that it reads, or does
-            not return a loss and a prediction.
-    """
     if isinstance(criterion, Criterion):
         if unknown := [name for name in criterion.reads if name not in specs]:
             raise TypeError(f"it reads {unknown[0]!r}, but the tensors are {', '.join(specs)}")
@@ -259,7 +236,6 @@ def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.M
 
 
 def _check_further(criterion: Criterion, specs: Mapping[str, ValueSpec]) -> None:
-    """Check that `predict_further` returns exactly the predictions that `further` names."""
     if not criterion.further:
         return
     with torch.no_grad(), explained():
@@ -278,11 +254,6 @@ def _called(
     reads: Sequence[str],
     specs: Mapping[str, ValueSpec],
 ) -> object:
-    """Call a function with a batch of one sample on the meta device, and return the result.
-
-    Raises:
-        TypeError: The function changes a tensor of the sample in place.
-    """
     sample = {name: empty(specs[name]) for name in reads}
     result = function(sample)
     if changed := [name for name, tensor in sample.items() if tensor._version]:

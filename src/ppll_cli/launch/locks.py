@@ -60,7 +60,6 @@ def sweep_runs(folder: Path) -> bool:
 
 
 def _lock(file: int, key: str, folder: Path, problem: str) -> None:
-    """Lock an open file until it is closed; errors name `key` and `folder`."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,8 +1,7 @@
 """Temporary folders of this process. If the process is killed, a later process removes them.
 
-A process owns the folder `TMPDIR/ppll-run-UID/HOST-RANDOM/` and locks the file `HOST-RANDOM.lock`
-beside it. The system releases the lock when the process ends, even if it is killed. So a later
-process recognises a leftover: a folder whose lock no process holds. Imports no torch.
+A process owns a folder such as `TMPDIR/ppll-run-UID/HOST-RANDOM/`. While the process lives, it
+locks the file `HOST-RANDOM.lock` beside the folder. Imports no torch.
 """
 
 import fcntl
@@ -117,7 +116,6 @@ def _place() -> Path:
 
 
 def _own(place: Path) -> Path:
-    """Return the folder of this process inside `place`; the first call creates it."""
     if (own := _OWN.get(place)) is None or own.process_id != os.getpid():
         try:
             own = _claim(place)
@@ -132,7 +130,6 @@ def _own(place: Path) -> Path:
 
 
 def _base(place: Path) -> Path:
-    """Return a folder in `place` that only this user can read and write; create it if needed."""
     base = place / f"ppll-run-{os.getuid()}"
     with suppress(FileExistsError):
         base.mkdir(mode=0o700)
@@ -145,7 +142,6 @@ def _base(place: Path) -> Path:
 
 
 def _claim(place: Path) -> _Own:
-    """Create a folder in `place` for this process, with a lock so that no other removes it."""
     for _ in range(_ATTEMPTS):
         base = _base(place)
         _clear(base)
@@ -166,7 +162,6 @@ def _claim(place: Path) -> _Own:
 
 
 def _clear(base: Path) -> None:
-    """Remove folders that processes of this machine left behind when they ended."""
     for lock in base.glob(f"{_host()}-*.lock"):
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
@@ -182,13 +177,12 @@ def _clear(base: Path) -> None:
 
 
 def _locked(descriptor: int) -> bool | None:
-    """Lock a file and return True; False if another process has locked it; None on other errors."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
+        return False  # another process has locked the file
     except OSError:
-        return None
+        return None  # it is unknown whether another process uses the file
     return True
 
 
@@ -197,8 +191,5 @@ def _name() -> str:
 
 
 def _host() -> str:
-    """Return a short name of this machine for file names.
-
-    Machines may share a folder, but one machine does not see the locks of another.
-    """
+    # Machines may share a folder, but one machine does not see the locks of another.
     return f"{zlib.crc32(socket.gethostname().encode()):08x}"

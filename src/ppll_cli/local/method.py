@@ -68,16 +68,21 @@ class Site:
 
 
 class Criterion(nn.Module):
-    """A module's loss: the task's loss on the prediction of a head.
+    """Computes a module's loss: here, the task's loss on the prediction of a head.
 
-    Its parameters are the parameters of the module's auxiliary network. The head makes a prediction
-    from the tensors with the names `features`. A subclass for another loss overrides `forward`. If
-    this loss reads more tensors, the subclass also extends `reads`.
+    All its parameters belong to the module's auxiliary network. For another loss, write a subclass
+    that overrides `forward`. If your loss reads more tensors, add their names to `reads`.
+
+    Args:
+        head: Makes the prediction. Its arguments are the tensors named in `features`.
+        features: Names of the tensors that the head reads, in order.
+        task: Computes the loss of the prediction.
 
     Attributes:
         reads: Names of all tensors that the criterion reads, including targets.
         writes: Names of the tensors that the criterion makes for later modules; empty here.
-        watches: A later unit, or None. Before each training batch `see` receives its weights.
+        watches: A unit of a later module, or None. Before each training batch, `see` receives the
+            unit's weights.
         further: Names of the predictions that `predict_further` returns; empty here.
     """
 
@@ -105,12 +110,15 @@ class Criterion(nn.Module):
         return {}
 
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Receive the weights of the watched unit, before the forward pass of a training batch.
+        """Receive the weights of the unit in `watches`, before the forward of a training batch.
 
-        `weights` are the unit's parameters by name. They are overwritten later, so this method must
-        read or copy them before it returns. It must not change them. The unit had these weights
-        after `steps` optimizer steps. In the first lag - 1 batches `steps` is below 0, and the
-        weights are the initial ones.
+        Copy the weights if you need them later, because they will be overwritten. Do not change
+        them.
+
+        Args:
+            weights: The unit's parameters by name.
+            steps: Number of optimizer steps after which the unit had these weights. It is below 0
+                in the first lag - 1 batches, which get the initial weights.
         """
 
 
@@ -140,11 +148,10 @@ class LocalMethod(ABC):
         """
 
     def exports(self, site: Site) -> Sequence[Unit]:
-        """Return the exports of a module: units that compute tensors for criteria of later modules.
+        """Return the exports of a module, whose outputs the criteria of later modules can read.
 
-        These units run after the module's own units, without gradients. They have no parameters,
-        but may have buffers. The first dimension of each output is the batch. The outputs are sent
-        forward up to the last criterion that reads them. Not called for the model's last module.
+        Exports run without gradients. They may have buffers, but no parameters. The first dimension
+        of each output must be the batch. Not called for the model's last module.
         """
         return ()
 

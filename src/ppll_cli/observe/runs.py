@@ -40,11 +40,11 @@ SPLITS = ("val", "test")
 def only_started(folder: Path) -> bool:
     """Return whether a folder is empty, or has only files of a run that died before training.
 
-    The result is False for a folder with `.hydra` but no log, because another program made this
-    `.hydra`. It is False for a folder with a symbolic link, because a starting run makes none.
+    A new run may use such a folder.
     """
     paths = list(folder.iterdir())
     names = {path.name for path in paths}
+    # Without the log, another program has made `.hydra`. A run that starts makes no links.
     ours = not names or (LOG_FILE in names and names <= STARTED)
     return ours and not any(path.is_symlink() for path in paths)
 
@@ -69,7 +69,7 @@ class FoundRun:
     """A run that was found on disk.
 
     Attributes:
-        name: The path of the run directory, relative to the searched folder.
+        name: The last components of the run directory's path. `find` makes the name unique.
         folder: The run directory; for a refused job, the folder of the sweep.
         status: completed, interrupted, failed or refused; running if no file says how the run
             ended.
@@ -134,13 +134,9 @@ def find(folders: Sequence[Path]) -> list[FoundRun]:
 
 
 def _inside(folder: Path) -> dict[Path, FoundRun]:
-    """Return the runs in a folder, by path. A refused job has the path that its run would have had.
-
-    Folders that cannot be read are left out, because they may belong to another user.
-    """
     found: dict[Path, FoundRun] = {}
     refused: dict[Path, FoundRun] = {}
-    for path, inner, _ in os.walk(folder):
+    for path, inner, _ in os.walk(folder):  # skips folders that this user may not read
         run = read_run(Path(path))
         if run is not None:
             found[Path(path)] = run
@@ -156,13 +152,7 @@ def _inside(folder: Path) -> dict[Path, FoundRun]:
 
 
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
-    """Return a unique name for each run: the last components of its path.
-
-    For each path, `depths` has the number of components below the searched folder. A name has this
-    many components, and one more if `above` is True. If two names would be equal, all names get
-    more components.
-    """
-    for more in count(int(above)):
+    for more in count(int(above)):  # until no two names are equal
         names = {
             place: str(Path(*place.parts[-max(1, depth + more) :]))
             for place, depth in depths.items()
@@ -173,7 +163,6 @@ def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
 
 
 def _order(path: Path) -> list[tuple[bool, int, str]]:
-    """Return a sort key for a path. Numbers in it are sorted by value."""
     return [
         (not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in path.parts
     ]
@@ -217,14 +206,10 @@ def _refused(file: Path) -> Iterator[tuple[Path, FoundRun]]:
         overrides, name = [str(override) for override in given], str(job)
         error = str(line.get("error", ""))
         run = FoundRun(name, file.parent, "refused", error=error, overrides=overrides)
-        yield file.parent / name, run
+        yield file.parent / name, run  # the path that the run would have had
 
 
 def _evaluations(lines: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[Evaluation]]:
-    """Return the metric, such as "test accuracy", and the evaluations of the model's own head.
-
-    If any evaluation has no time, as in runs that an older version began, all times become None.
-    """
     found: dict[str, tuple[str, list[Evaluation]]] = {}
     for line in lines:
         split = line.get("split")
@@ -235,7 +220,7 @@ def _evaluations(lines: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[E
             made = Evaluation(_step(line), finite(line.get("seconds")), value)
             found.setdefault(split, (f"{split} {metric}", []))[1].append(made)
     metric, made_all = next((found[split] for split in SPLITS if split in found), (None, []))
-    if any(made.seconds is None for made in made_all):
+    if any(made.seconds is None for made in made_all):  # an older version began the run
         made_all = [replace(made, seconds=None) for made in made_all]
     return metric, made_all
 

@@ -11,7 +11,7 @@ from ppll_cli.pipeline.routes import Routes
 
 @dataclass(frozen=True)
 class Place:
-    """Describes a stage and the pipeline to which it belongs; input of schedules and passes.
+    """What schedules and passes need to know about a stage and its pipeline.
 
     Attributes:
         stage: Number of the stage, from 0.
@@ -80,9 +80,7 @@ class Schedule(ABC):
     def evaluation(self, place: Place) -> Iterator[Forward | Measure]:
         """Yield the instructions of one stage for evaluation batches that are computed together.
 
-        Each evaluation batch is a micro-batch. Usually, one batch is computed at a time. If a batch
-        visits a stage several times, as under `interleaved`, as many batches as there are stages
-        are computed together.
+        Each of these batches is one micro-batch; `place.microbatches` is their number.
         """
         for chunk in place.chunks:
             for micro_batch in range(place.microbatches):

@@ -20,10 +20,10 @@ class Interconnect:
     """The connections between machines, and between the devices of a machine.
 
     Attributes:
-        within: The connection between two devices of a machine. It carries messages while the
-            devices compute. None if there is no connection: then senders copy messages themselves.
+        within: The connection between two devices of a machine, which carries messages while the
+            devices compute. None if there is none, so that senders copy messages themselves.
         between: The connection of a machine to other machines. All messages that leave the machine
-            share it. None if it equals `within`.
+            share it. None means the same as `within`.
         bf16: Whether float32 tensors travel as bfloat16 between machines.
     """
 
@@ -54,7 +54,7 @@ class Carriers:
         return any(self._leaves(source, target, r) for r in range(self._job.replicas))
 
     def of_edge(self, source: int, target: int) -> Link | None:
-        """Return the connection between two stages; None if there is none (see `Interconnect`).
+        """Return the connection between two stages; None if senders copy messages themselves.
 
         Pairs of workers that share a connection between machines get equal parts of its bandwidth.
         """
@@ -76,16 +76,16 @@ class Carriers:
         return (apart and self._interconnect.between) or self._interconnect.within
 
     def size(self, source: int, target: int, size: int) -> int:
-        """Return how many bytes travel from stage to stage for `size` bytes of float32 tensors.
+        """Return how many bytes a stage sends for `size` bytes of float32 tensors.
 
-        With `bf16`, only half as many bytes travel between machines.
+        With `Interconnect.bf16`, it sends half of `size` if the stages are on different machines.
         """
         return size // 2 if self._interconnect.bf16 and self.crosses(source, target) else size
 
     def message(self, source: int, target: int, size: int, as_is: bool = False) -> Journey | None:
         """Return the time of a message of `size` bytes; None if the stages have no connection.
 
-        `as_is` is for weights, which are never sent as bfloat16.
+        Use `as_is=True` for weights, which are never sent as bfloat16.
         """
         link = self.of_edge(source, target)
         if link is None:

@@ -73,8 +73,8 @@ def spread(
 def threads_of(settings: Settings, machines: Sequence[Machine], homes: Sequence[int]) -> int:
     """Return the number of threads of each worker: `threads` or, if unset, a share of the cores.
 
-    The share is the number of cores divided by the number of workers, on the machine where this is
-    smallest. `homes` has the number of each worker's machine.
+    Each machine divides its cores equally among its workers, and the smallest of these shares
+    counts. `homes` has the number of each worker's machine.
     """
     shares = (each.cores // homes.count(n) for n, each in enumerate(machines))
     return settings.threads or max(1, min(shares))

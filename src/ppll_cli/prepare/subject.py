@@ -1,8 +1,4 @@
-"""The subject of a run, independent of the schedule: data set, model and local method.
-
-A module's exports are units that the local method adds at the module's end. They make tensors for
-later modules, such as features for the feature bank.
-"""
+"""The subject of a run, independent of the schedule: data set, model and local method."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,8 +53,9 @@ class Subject:
         samples: Number of samples of each split.
         drop_last: Whether a shorter last batch of an epoch is left out.
         local: Configuration of the local method's class.
-        ends: Holds the model's units, and finds what runs at each module's end: exports and loss.
-        identity: Entries that identify the data (`data/identity.py`); None if unknown.
+        ends: Has the model's units, and finds the exports and the loss of each module.
+        identity: For example, names and sizes of files, by which a resumed run recognises the data
+            (`data/identity.py`); None if unknown.
         evaluation: Describes evaluation batches; None if they have the shapes of training batches.
         classes: Names of the classes in the order of their labels; empty if unknown.
     """
@@ -111,8 +108,8 @@ class Subject:
         """Return each module's exports and loss, and the tensors that each unit may read.
 
         Raises:
-            ConfigError: The local method does not fit the model, or it has an export or a `Watch`
-                that is not allowed.
+            ConfigError: The local method does not fit the model, or an export is not allowed, or a
+                loss watches a unit that it may not watch.
         """
         if modules not in self._found:
             self._found[modules] = self.ends.all(modules)
@@ -202,10 +199,6 @@ def examine(settings: Settings) -> Subject:
 
 
 def _check_mixing(mixed: Mapping[str, float], batch_size: int) -> None:
-    """Refuse to mix images in pairs if each batch has only one image.
-
-    `mixed` has the values of the keys that turn mixing on.
-    """
     if mixed and batch_size == 1:
         key, value = next(iter(mixed.items()))
         problem = "mixes the images of a batch, but batch_size=1 leaves no second image"
@@ -215,10 +208,6 @@ def _check_mixing(mixed: Mapping[str, float], batch_size: int) -> None:
 def _traced(
     units: Sequence[Unit], batch: Mapping[str, ValueSpec], model: tuple[str, object]
 ) -> list[TracedUnit]:
-    """Trace a sample through the units; trace equal units (see `recipe_of`) only one time.
-
-    Traces of the program's own models are kept, because the next run of a sweep may need them.
-    """
     known: dict[object, TracedUnit] = {}
     specs = dict(batch)
     traced = []
@@ -236,6 +225,7 @@ def _traced(
     return traced
 
 
+# Traces of the program's own units: the next run of a sweep may need them.
 _TRACED: dict[object, TracedUnit] = {}
 
 
@@ -254,9 +244,10 @@ def is_own(unit: Unit) -> bool:
 
 
 def recipe_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> object:
-    """Return a value that is equal for equal units.
+    """Return a value that is equal for two units if it suffices to trace or test one of them.
 
-    Units are equal if they are built alike, and read tensors of equal shapes and dtypes.
+    Such units call the same function with equal options in `build`, and read tensors of equal
+    shapes and dtypes.
     """
     if not isinstance(unit.build, partial):
         return id(unit)

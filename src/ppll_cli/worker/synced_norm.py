@@ -1,7 +1,5 @@
 """BatchNorm over the replicas of a stage, normalising by the statistics of the whole batch.
 
-torch's `SyncBatchNorm` is not used, because it needs CUDA. Also, it gives the gradients of all
-replicas equal weight; here, a replica's loss is weighted by the replica's share of the batch.
 Gradients flow through the statistics to the samples of all replicas.
 """
 
@@ -15,8 +13,6 @@ from ppll_cli.transport.replicas import Replicas
 
 
 class _Sum(torch.autograd.Function):
-    """A sum over all replicas, whose backward sums the gradients of all replicas."""
-
     @staticmethod
     def forward(context: Any, values: Tensor, replicas: Replicas) -> Tensor:
         context.replicas = replicas
@@ -32,6 +28,8 @@ class _Sum(torch.autograd.Function):
         return total, None
 
 
+# torch's `SyncBatchNorm` needs CUDA. Also, it gives the gradients of all replicas equal weight;
+# here, a replica's loss is weighted by the replica's share of the batch.
 class SyncedBatchNorm(_BatchNorm):
     """A BatchNorm layer that normalises by statistics of all replicas in training."""
 
@@ -78,7 +76,7 @@ class SyncedBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance, part)
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
-        """Accept every shape: the original layer checked the shapes before the run."""
+        pass  # the original layer checked the shapes before the run
 
 
 def synced(network: nn.Module, replicas: Replicas) -> nn.Module:

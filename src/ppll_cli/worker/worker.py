@@ -89,11 +89,6 @@ class Worker:
         self.interpreter = Interpreter(job, self.chunks, self.batches, self.mail, marks)
 
     def _restore(self) -> tuple[Progress, checkpoint.Unreported]:
-        """Load the state of a snapshot, a checkpoint or a file of weights, if there is one.
-
-        Return the progress at the snapshot, or an empty `Progress` if there is no snapshot. Also
-        return the training measurements that the checkpoint keeps for the next report.
-        """
         job, links = self.job, self.links
         if links.recovery is not None:
             fixed = job.settings.recover.every is not None
@@ -187,22 +182,15 @@ class Worker:
             self._end_training()
 
     def _share_memories(self) -> None:
-        """After a batch, copy the first replica's buffers to the others, if training may read them.
-
-        `_end_training` copies all buffers, but only before evaluations and checkpoints. Without a
-        copy after each batch, the weights would depend on how often the run evaluates and saves.
-        """
         if self.links.replicas is None:
             return
+        # Training may read these buffers. `_end_training` copies them too, but only before
+        # evaluations and checkpoints. Without this copy, the weights would depend on their number.
         if memories := [buffer for chunk in self.chunks.values() for buffer in chunk.memories]:
             with self.recorder.span("average"):
                 self.links.replicas.take_from_first(memories)
 
     def _end_training(self) -> None:
-        """Stop measuring the time of training, and copy buffers from the first replica to all.
-
-        Do nothing if no batch was trained since the last call.
-        """
         if not self.progress.training:
             return
         self.progress.training = False
@@ -289,10 +277,6 @@ class Worker:
         self.links.parent.send({"kind": kind, "at_s": perf_counter(), **where, **fields})
 
     def _report_training(self, step: int, complete: bool) -> None:
-        """Begin a report on the training since the last report; `step` optimizer steps are done.
-
-        `complete` is False if the next report will contain these batches too.
-        """
         course, optim = self.job.course, self.job.settings.optim
         rate = learning_rate(optim, step - 1, course.steps_per_epoch, course.epochs)
         self._report_metrics("train", step, course.epoch_of(step), rate=rate, complete=complete)
@@ -303,9 +287,8 @@ class Worker:
         self.reports.take(split, step, epoch, **how)
 
     def _announce_wait(self) -> None:
-        """Tell the parent that this worker waits for other replicas; the wait has no time limit."""
         if self.links.replicas is not None:
-            self.links.pulse.begin("waiting for the other replicas", None)
+            self.links.pulse.begin("waiting for the other replicas", None)  # no time limit
 
     def _settle(self) -> None:
         self.reports.send(wait=True)

@@ -80,8 +80,8 @@ class Index:
         """Gather the annotations of pictures.
 
         Raises:
-            ValueError: Most boxes are outside of their pictures, or all are within the first pixel.
-                They probably belong to other pictures, or their unit is not pixels.
+            ValueError: More than half of the boxes lie outside of their pictures or have no area.
+                Or all boxes end within the first pixel, so their unit is probably not pixels.
         """
         sizes = np.array([(each.width, each.height) for each in pictures], dtype=np.int64)
         remark = _remark(files, pictures)
@@ -115,7 +115,7 @@ class Scenes:
 
     @classmethod
     def all(cls, pixels: Sequence[Path] | Bytes, objects: Objects) -> "Scenes":
-        """Return a split with all pictures. Their sizes are not compared with annotations."""
+        """Return a split of all pictures, without a check of their sizes."""
         assert len(pixels) == len(objects)
         return cls(pixels, objects, np.arange(len(objects)))
 
@@ -129,7 +129,7 @@ class Scenes:
         return len(self.chosen)
 
     def __getitem__(self, number: int) -> Scene:
-        """Return a picture and its objects, after comparing the picture's size with its annotation.
+        """Return a picture and its objects.
 
         Raises:
             ConfigError: The file cannot be read, or its size differs from the annotation.
@@ -144,7 +144,7 @@ class Scenes:
         return Scene(pixels, boxes, found.labels[here], found.ignored[here])
 
     def of(self, numbers: slice | NDArray[np.intp]) -> "Scenes":
-        """Return a split of some of the pictures, chosen by index."""
+        """Return a split of the pictures at the positions `numbers` in this split."""
         return Scenes(self.pixels, self.objects, self.chosen[numbers], self.sizes, self.remark)
 
     @property
@@ -162,10 +162,11 @@ class Scenes:
 
 
 def kept_index(recipe: object, make: Callable[[], Index]) -> Index:
-    """Return an index, which is kept in the cache because annotations take long to read.
+    """Return an index from the cache, because annotations take long to read.
 
-    `recipe` is everything that determines the index, as data that JSON can represent. `make` makes
-    the index if its file is missing or damaged.
+    Args:
+        recipe: Everything that determines the index, as JSON values.
+        make: Makes the index if the cache has none, or if its file is damaged.
     """
     path = place(cache_root() / "scenes", recipe).with_suffix(".npz")
     return kept_file(path, make, _read, _written)
@@ -189,11 +190,6 @@ def _read(path: Path) -> Index:
 
 
 def _remark(files: Sequence[str], pictures: Sequence[Found]) -> str:
-    """Return a warning if boxes are dropped or lie mostly outside of their pictures, else "".
-
-    Raise ValueError if these are more than half of all boxes, or if all boxes end within the first
-    pixel, so that their unit is probably not pixels.
-    """
     table, clipped = _clipped(pictures)
     total = len(table)
     if total and table[:, 3:5].max() <= 1:
@@ -216,10 +212,7 @@ def _remark(files: Sequence[str], pictures: Sequence[Found]) -> str:
 
 
 def _clipped(pictures: Sequence[Found]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return a table with a row for each object, [S, 7], and the objects' clipped boxes, [S, 4].
-
-    A row has the index of the object's picture, then the six numbers of the `Object`.
-    """
+    # Columns: index of the picture, then the six numbers of an `Object`.
     rows = [(number, *each) for number, picture in enumerate(pictures) for each in picture.objects]
     table = np.array(rows, dtype=np.float64).reshape(-1, 7)
     sizes = np.array([(each.width, each.height) for each in pictures]).reshape(-1, 2)
@@ -234,13 +227,13 @@ def _sides(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 def on_upright(
     path: Path, size: tuple[int, int], boxes: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return boxes in pixels of the upright picture that `pictures.files.decoded` returns.
+    """Return an annotation's boxes in pixels of the upright picture.
 
-    `size` is width and height in the annotation. If it is the size of the upright picture, the
-    boxes are not changed. If it is the size before EXIF turns the picture, the boxes are turned.
+    Some annotations describe the stored picture, before EXIF turns it. Their boxes are turned.
+    `size`, the width and height in the annotation, shows which picture is described.
 
     Raises:
-        ConfigError: The file cannot be read, or `size` is neither of these sizes.
+        ConfigError: The file cannot be read, or `size` fits neither picture.
     """
     found = header(path)
     if size == found.upright:
@@ -253,7 +246,6 @@ def on_upright(
 
 
 def _turned(boxes: NDArray[np.float32], found: Header) -> NDArray[np.float32]:
-    """Turn boxes as EXIF turns their stored picture."""
     left, top, right, bottom = boxes.T
     width, height = (np.float32(side) for side in found.size)
     sides = {
