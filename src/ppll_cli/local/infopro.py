@@ -242,8 +242,9 @@ def contrastive_loss(vectors: Tensor, shares: Tensor, temperature: float) -> Ten
 
     If images are mixed, a sample has shares of several classes. Then the two means are weighted
     (our choice). Let w(a, b) be the dot product of the shares of samples a and b. In the loss of
-    sample a, the weight of sample b is w(a, b). In the mean over samples, the weight of sample a is
-    min(1, sum of w(a, b) over all b), and the divisor is max(1, sum of these weights).
+    sample a, the weight of another sample b is w(a, b). Let s(a) be the sum of w(a, b) over all
+    other samples b. In the mean over samples, the weight of sample a is min(1, s(a)), and the
+    divisor is max(1, sum of these weights).
 
     Args:
         vectors: Vectors of length 1, float [B, D].
