@@ -31,7 +31,11 @@ LONGEST_NAME = 100
 
 
 def register_resolvers() -> None:
-    """Register OmegaConf's resolvers `pid` (process ID) and `named` (part of a folder's name)."""
+    """Register the functions `pid` and `named`, which configurations call in folder names.
+
+    `${pid:}` is the process ID. `${named:NAME}` is the end of a folder's name: "-my_run" for a run
+    with the name "my run", and nothing for a run without a name.
+    """
     from omegaconf import OmegaConf
 
     # With the process ID, runs that start in the same second get different folders. The ID is
@@ -41,15 +45,14 @@ def register_resolvers() -> None:
 
 
 def _named(name: object) -> str:
-    """Return the end of a folder's name, such as "-my_run" for the run's name "my run"."""
     return "" if name is None else "-" + re.sub(r"[^\w.+=@-]", "_", str(name))[:LONGEST_NAME]
 
 
 def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the resolved configuration, and the name of the option chosen in each group.
 
-    The user's own folders of YAML files are used only if Hydra is initialised, as during a job, or
-    if an override of `hydra.searchpath` adds them.
+    If Hydra is initialised, as during a job, the user's own folders of YAML files are used. If not,
+    they are used only if an override of `hydra.searchpath` names them.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -72,7 +75,7 @@ def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
 def options_given(arguments: Sequence[str]) -> list[str]:
     """Return the arguments of a command line that say where Hydra finds configuration files.
 
-    An option and its value become one word, as in `--config-dir=FOLDER`.
+    `--config-dir FOLDER`, two arguments, is returned as `--config-dir=FOLDER`.
     """
     from hydra._internal.utils import get_args_parser
 
@@ -85,8 +88,9 @@ def options_given(arguments: Sequence[str]) -> list[str]:
 def overrides_of(hydra: Any, kind: str) -> list[str]:
     """Return the overrides of this command line, with interpolations not resolved.
 
-    `hydra` is Hydra's own configuration. `kind` is "hydra" for overrides of Hydra's keys, "task"
-    for all others.
+    Args:
+        hydra: The part `hydra` of the configuration.
+        kind: "hydra" for overrides of keys in this part; "task" for all others.
     """
     from omegaconf import OmegaConf
 
@@ -95,12 +99,12 @@ def overrides_of(hydra: Any, kind: str) -> list[str]:
 
 
 def own_choices(choices: Mapping[Any, Any]) -> dict[str, str]:
-    """Return the chosen option of each group of this program; leave out Hydra's own groups."""
+    """Return the options chosen in this program's groups; leave out Hydra's own groups."""
     return {str(k): str(v) for k, v in choices.items() if "hydra" not in str(k)}
 
 
 def check_choices(choices: Mapping[str, str]) -> None:
-    """Refuse a configuration if no option is chosen for one of the `GROUPS`."""
+    """Raise a ConfigError if no option is chosen in one of the `GROUPS`."""
     for group in GROUPS:
         if group not in choices:
             problem = f"~{group} removes a group that every run needs"

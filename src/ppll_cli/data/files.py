@@ -67,13 +67,14 @@ class Files:
 
     @property
     def given_root(self) -> str:
-        """The root as the user writes it on the command line."""
+        """The value of `data.root` as the user writes it; `null` if `root` is None."""
         return "null" if self.root is None else self.root
 
     def fault(self, source: object, problem: str, remedy: str = PUBLISHED) -> ConfigError:
         """Return the error for `source`, a missing or wrong file or folder.
 
-        The message names the setting `data.root`, and also `source`, if it is another path.
+        `problem` says what is wrong with it, for example "has no labels", and `remedy` what the
+        user can do.
         """
         given = self.root is not None and source == self.folder
         problem = problem if given else f"{source}: {problem}"
@@ -94,8 +95,13 @@ def hold_out(
     """Choose training samples to hold out; return the indices of the kept and held-out samples.
 
     The choice is the same in every run. Kept indices ascend. Held-out indices are in random order,
-    so the first n of them are a random sample. `needed` says that the model can be tested only on
-    held-out samples; then the error message does not suggest a fraction of 0.
+    so the first n of them are a random sample.
+
+    Args:
+        samples: Number of training samples.
+        fraction: Fraction of the samples to hold out.
+        needed: Whether the data have no other samples for tests. Then the error message does not
+            suggest a fraction of 0.
 
     Raises:
         ConfigError: No sample would be held out, or none would be kept.
@@ -124,8 +130,10 @@ Place = tuple[str, int]
 def repeated(parts: Mapping[str, Iterable[str | Path]]) -> Iterator[tuple[Place, Place]]:
     """Find files that are listed more than once, under the same path or through links.
 
-    `parts` has the files of each split. Two links in the same split may lead to the same file,
-    because some programs store equal files only once. Such links are not reported.
+    Two links to one file are allowed within the same split.
+
+    Args:
+        parts: The files of each split.
 
     Yields:
         For each repetition, its place in `parts`, and the place where the file is listed first.
@@ -138,6 +146,7 @@ def repeated(parts: Mapping[str, Iterable[str | Path]]) -> Iterator[tuple[Place,
             real = os.path.realpath(file) if is_link else f"{real_folder(folder)}/{name}"
             here = (part, number)
             first, first_is_link = seen.setdefault(real, (here, is_link))
+            # Some programs store equal files only once, and make links to them.
             if first != here and not (is_link and first_is_link and part == first[0]):
                 yield here, first
 

@@ -30,7 +30,12 @@ If a trained model is evaluated on another data set, these keys keep the values 
 
 
 class Prediction(NamedTuple):
-    """A model's prediction for a picture: data for a JSON file and, if useful, a new picture."""
+    """A model's prediction for a picture.
+
+    Attributes:
+        result: The prediction as data for a JSON file.
+        picture: A picture that shows the prediction, such as the enlarged picture; None if useless.
+    """
 
     result: dict[str, Any]
     picture: "Image.Image | None" = None
@@ -41,8 +46,8 @@ class EvaluationForm:
     """The largest shapes of evaluation batches, if they differ from those of training batches.
 
     Attributes:
-        image: Shapes of the largest tensors that the model reads; for images an `ImageSpec`.
-        targets: Shapes of the largest targets, by name. The task defines the names.
+        image: Shapes of the tensors that the model reads; for images an `ImageSpec`.
+        targets: Shapes of the targets, by name. The task defines the names.
         samples: Largest number of samples of a batch.
     """
 
@@ -58,50 +63,51 @@ class BatchMaker(Protocol):
     def steps_per_epoch(self) -> int: ...  # noqa: D102
 
     def train(self, epoch: int, batch: int) -> "dict[str, Tensor]":
-        """Make a training batch. The batch depends only on the run's seed, `epoch` and `batch`.
+        """Make a training batch. It must depend only on the run's seed, `epoch` and `batch`.
 
-        The program seeds the global generators of torch, Python and NumPy before each call. This
-        method may draw from them, but only in the calling thread. The training waits while a batch
-        is made, because networks draw from torch's generators too.
+        Epochs, and the batches of an epoch, are numbered from 0. Copy tensors to the device with
+        `ppll_cli.data.staging.to_device`, which does not wait for the device. The run may still
+        read earlier batches, so do not write into their tensors. A separate thread calls this
+        method; on CUDA, the thread has a stream of its own.
 
-        Batches are made during the training if the class of the batch maker has the attribute
-        `in_advance = True`; an attribute of a base class does not count. Then the generators are
-        not seeded, and this method must not draw from them, but for example from
-        `ppll_cli.data.batches.generator_of(seeding.augmentation(seed, epoch, batch))`, with
-        `seeding` from `ppll_cli`. The first batch of each process is checked.
+        There are two ways to draw random numbers:
 
-        A separate thread calls this method; on CUDA, the thread has a stream of its own. The run
-        may still read earlier batches, so do not write into tensors of earlier batches.
-        Copy tensors to the device with `ppll_cli.data.staging.to_device`, which does not wait for
-        the device. Epochs, and the batches of an epoch, are numbered from 0.
+        - From the global generators of torch, Python and NumPy, but only in the thread that calls
+          this method. The program seeds them before each call. The training waits while a batch is
+          made, because networks draw from torch's generator too.
+        - From generators of your own, for example
+          `ppll_cli.data.batches.generator_of(seeding.augmentation(seed, epoch, batch))`, with
+          `seeding` from `ppll_cli`. Set `in_advance = True` in your class itself, not in a base
+          class. Then batches are made during the training, and the global generators are not
+          seeded. A first batch that draws from a global generator raises an error.
         """
 
     def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":
-        """Make an evaluation batch, without augmentation. Samples keep their order in the split.
+        """Make an evaluation batch, without augmentation, from samples in the order of the split.
 
-        The batch depends only on the arguments; the global generators are seeded before each call.
-        Names and dtypes of the tensors are those of a training batch. The batches of a split are
-        numbered from 0; only the last may have fewer than `size` samples. Schedules may differ in
-        `size`.
+        The batch must depend only on the arguments. Names and dtypes of its tensors are those of a
+        training batch. The global generators are seeded before each call.
+
+        Args:
+            split: Name of the split.
+            batch: Number of the batch in the split, from 0.
+            size: Number of samples; only the last batch may have fewer. It depends on the schedule.
         """
 
 
 class Dataset(Protocol):
     """The interface of data sets. The constructor takes the keys of the data set's YAML file.
 
-    `ppll_cli.data.dataset.ImageDataset` implements all of it for labelled images of one size.
-    `load` returns a mapping with the splits `train`, `test`, and `val` if samples are held out. The
-    runner reads only the length of each split, which is the number of samples.
-
+    `ppll_cli.data.dataset.ImageDataset` implements this interface for labelled images of one size.
     A data set may also have these members:
 
     - `draw_samples(predict, folder)`: called at the end of a run; creates `folder` and writes
       pictures there that show predictions for the test set. `predict` applies the model to images.
     - `mixed`: a dictionary of the options that mix training images in pairs, for example
-      `{"data.mixup": 0.2}` (see `ppll_cli.data.mixing`); empty without mixing. With mixing, batches
-      have the targets of a `ppll_cli.tasks.classification.Classification` with `mixed=True`.
+      `{"data.mixup": 0.2}` (see `ppll_cli.data.mixing`). If it is not empty, batches have the
+      targets of a `ppll_cli.tasks.classification.Classification` with `mixed=True`.
     - `identity(splits)`: entries that identify the data (see `ppll_cli.data.identity`). A run is
-      not resumed on data with another identity. Without this method the data are not compared.
+      not resumed on data with another identity.
 
     The evaluation of a finished run uses these members if the data set has them:
 
@@ -124,26 +130,34 @@ class Dataset(Protocol):
     def task(self) -> "Task": ...  # noqa: D102
 
     def prepare(self) -> None:
-        """Make sure that the files exist. The parent process calls this before workers start."""
+        """Make sure that the files exist. Called before `load`, and before the workers start."""
 
     def load(self) -> Mapping[str, Sized]:
-        """Read and check the data, and return its splits by name."""
+        """Read and check the data, and return its splits: `train`, `test` and perhaps `val`.
+
+        The program reads only the length of each split, which must be its number of samples.
+        """
 
     def image_spec(self, splits: Any) -> "InputSpec":
-        """Return the shape of training images, given the result of `load`.
+        """Return the shape of training images. `splits` is the result of `load`.
 
-        For data without images, return another `InputSpec`, which names the tensors that the model
-        reads.
+        For data without images, return another `InputSpec`, for the tensors that the model reads.
         """
 
     def evaluation_form(self, splits: Any) -> EvaluationForm | None:
-        """Return the largest shapes of evaluation batches; None if they are as in training."""
+        """Return the largest shapes of evaluation batches; None if they are as in training.
+
+        `splits` is the result of `load`.
+        """
 
     def batches(
         self, splits: Any, batch_size: int, seed: int, device: "torch.device"
     ) -> BatchMaker:
-        """Return an object that makes the batches of a run, on a device.
+        """Return an object that makes the batches of a run.
 
-        `splits` is the result of `load`, `batch_size` the size of training batches, and `seed` the
-        run's seed.
+        Args:
+            splits: The result of `load`.
+            batch_size: Number of samples of a training batch.
+            seed: The run's seed.
+            device: The device of the batches.
         """

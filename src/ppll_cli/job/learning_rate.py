@@ -1,4 +1,4 @@
-"""Learning rate schedules, as pure functions of the settings and the step."""
+"""Computes learning rates from the settings and the step."""
 
 from math import cos, pi
 
@@ -8,7 +8,7 @@ from ppll_cli.config.sections import Optim
 def learning_rate(optim: Optim, step: int, steps_per_epoch: int, epochs: int) -> float:
     """Return the learning rate of the optimizer step that follows `step` earlier steps.
 
-    The learning rate's schedule extends over all epochs, even if the run stops earlier.
+    `epochs` is the number of epochs in the settings, even if the run stops earlier.
     """
     if optim.schedule == "cosine_by_epoch":
         return _by_epoch(optim, step // steps_per_epoch + 1, epochs)
@@ -25,7 +25,7 @@ def learning_rate(optim: Optim, step: int, steps_per_epoch: int, epochs: int) ->
 
 
 def note_on_epochs(optim: Optim, epochs: int) -> str | None:
-    """Return a note if there are too few epochs for the warm-up or the milestones; else None."""
+    """Return a note if the learning rate has too few epochs for its warm-up or its milestones."""
     milestones = ", ".join(f"{each:g}" for each in optim.milestones)
     if optim.schedule != "cosine_by_epoch" and optim.warmup_epochs >= epochs:
         key, value, problem = "warmup_epochs", f"{optim.warmup_epochs:g}", "only rises"
@@ -40,11 +40,8 @@ def note_on_epochs(optim: Optim, epochs: int) -> str | None:
 
 
 def _by_epoch(optim: Optim, epoch: int, epochs: int) -> float:
-    """Return the rate of an epoch (1 or more) as InfoPro's code computes it (arXiv 2101.10832).
-
-    The cosine extends over all epochs, including the warm-up, and reaches 0 in the last one. During
-    the warm-up the rate changes linearly from `warmup_lr` to the value of the cosine.
-    """
+    # As in InfoPro's code (arXiv 2101.10832): the cosine includes the warm-up, and reaches 0 in the
+    # last epoch. `epoch` is counted from 1.
     rate = optim.lr * 0.5 * (1 + cos(pi * epoch / epochs))
     if epoch > optim.warmup_epochs:
         return rate

@@ -1,4 +1,4 @@
-"""Completes each checkpoint as soon as the workers have reported that all its files are written."""
+"""Completes a checkpoint when the workers have reported that all its files are written."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,8 +16,6 @@ from ppll_cli.tasks.task import lower_is_better
 
 @dataclass
 class _Reported:
-    """What workers have reported about a checkpoint."""
-
     files: dict[int, SavedFile] = field(default_factory=dict)
     workers: dict[Seat, Worker] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -25,7 +23,7 @@ class _Reported:
 
 
 class Saving:
-    """Collects the workers' reports about each checkpoint, and then writes its manifest."""
+    """Collects the workers' reports about each checkpoint, and then completes the checkpoint."""
 
     def __init__(self, prepared: Prepared, metrics: Metrics, parts: Parts) -> None:
         self._job, self._cuts = prepared.job, prepared.cuts
@@ -33,14 +31,15 @@ class Saving:
         self._unfinished: dict[int, _Reported] = {}
 
     def take(self, report: Report, seconds: float) -> None:
-        """Record a worker's report about a checkpoint. Finish the checkpoint after the last report.
+        """Record a worker's report about a checkpoint, and complete it after the last report.
 
-        Each worker sends a report of kind `counted`, with its counts and times. One worker of each
-        stage also sends a report of kind `saved`, with the file that it has written. `seconds` is
-        how long the run has trained since it was started or resumed.
+        Args:
+            report: A report of kind `counted`, which each worker sends, or `saved`, which one
+                worker of each stage sends when it has written the stage's file.
+            seconds: How long the run has trained since it was started or resumed.
 
         Raises:
-            OSError: The checkpoint cannot be finished, or something moved the run directory.
+            OSError: A file cannot be written, or the run directory was moved.
         """
         step, job = report["step"], self._job
         reported = self._unfinished.setdefault(step, _Reported())

@@ -17,14 +17,14 @@ class ValueSpec:
 
     @property
     def differentiable(self) -> bool:
-        """Whether such a tensor can have a gradient; a tensor of integers cannot."""
+        """Whether a tensor of this dtype can have a gradient."""
         return self.dtype.is_floating_point or self.dtype.is_complex
 
 
 class InputSpec(Protocol):
-    """Describes the tensors of a batch that a model reads; a data set's `image_spec` returns it.
+    """Describes the tensors that a model reads; a data set's `image_spec` returns it.
 
-    For images, it is a `ppll_cli.leaves.images.ImageSpec`.
+    For images, use a `ppll_cli.leaves.images.ImageSpec`.
     """
 
     @property
@@ -38,7 +38,7 @@ def empty(spec: ValueSpec, samples: int = 1) -> Tensor:
 
 
 def spec_of(tensor: Tensor) -> ValueSpec:
-    """Return the spec of a batch: its shape without the batch dimension, and its dtype."""
+    """Return the shape of a batch, without the batch dimension, and its dtype."""
     return ValueSpec(tuple(tensor.shape[1:]), tensor.dtype)
 
 

@@ -34,24 +34,22 @@ class FBA(LocalMethod):
     """Trains each module through a Simple Local Module, which also reads a feature bank.
 
     The Simple Local Module consists of copies of the backbone's units, with new weights: the
-    first units of each later resolution stage, then the model's head. A resolution stage is a
-    sequence of units whose outputs have the same shape. A module in the last resolution stage is
-    trained through the head alone. If a model has only one resolution stage, like a ViT, the units
-    directly after the module are copied.
+    first units of each later resolution stage, then the model's head. For a module in the last
+    resolution stage, it is the head alone. If a model has only one resolution stage, like a ViT,
+    the units directly after the module are copied.
 
-    The bank holds detached features of earlier modules, and is sent forward with the activations.
-    For classification it holds pooled vectors, as in the paper, and the head joins them with its
-    own vector. For super-resolution it holds by default the output of the model's first unit, which
-    the model's own head reads through the long skip. The values `fba.join=input`,
-    `fba.trains=probe` and `fba.normalize=true` are our own variants (see `FeatureBank`).
+    The bank holds detached features of earlier modules. For classification these are pooled
+    vectors, as in the paper; the copied head joins them with its own vector. For super-resolution,
+    the bank holds by default only the output of the model's first unit. The values
+    `fba.join=input`, `fba.trains=probe` and `fba.normalize=true` are our own variants (see
+    `FeatureBank`).
 
     Attributes:
+        bank: The settings of the bank.
         depth: Number of units copied from each later resolution stage, or in total if the model has
             only one resolution stage.
-        bank: The settings of the bank.
-        detection_head: See `DetectionHead`; None means `pyramid`. With `level`, the local head
-            detects only on the pyramid levels for one stride: that of the module's output, but at
-            least 8. Copied units with a larger stride are left out.
+        detection_head: See `DetectionHead`; None means `pyramid`. `level` leaves out copied units
+            with a stride above max(8, stride of the module's output).
     """
 
     bank: FeatureBank
@@ -72,8 +70,7 @@ class FBA(LocalMethod):
         probe = kind.probe(copies.head, banked, bank)
         return ProbedCriterion(alone, probe, features, site.task, bank.measure_zeroed)
 
-    def exports(self, site: Site) -> Sequence[Unit]:
-        """Return the unit that makes the module's banked features; none if nothing reads them."""
+    def exports(self, site: Site) -> Sequence[Unit]:  # noqa: D102
         name = _bank_name(site.module)
         later = range(site.module + 1, len(site.modules) - 1)
         if not any(name in self._read(site.at(module)) for module in later):
@@ -82,7 +79,6 @@ class FBA(LocalMethod):
         return (Unit(name, form, (site.feature,), (name,)),)
 
     def _copied(self, site: Site) -> list[int]:
-        """Return the indices of the units that the Simple Local Module copies."""
         shapes = [spec.shape for spec in site.features[:-1]]
         later = later_units(site)
         if len(set(shapes)) == 1:
@@ -92,10 +88,7 @@ class FBA(LocalMethod):
         return [index for _, stage in by_stage for index in islice(stage, self.depth)]
 
     def _read(self, site: Site) -> dict[str, Shape]:
-        """Return the banked features that the auxiliary network reads: their names and shapes.
-
-        The shapes are those before `Bank.form` converts the features for the bank.
-        """
+        # The result has the shapes of the features before `Bank.form` converts them.
         bank = bank_for(self.bank, site.task, site.units)
         if not bank.enabled or bank.fusion == "none":
             return {}
@@ -114,7 +107,8 @@ class FBA(LocalMethod):
 class BankedCriterion(Criterion):
     """The task's loss on the prediction of a network that reads a feature bank.
 
-    With `measure_zeroed`, evaluations also measure the prediction for a bank of zeros.
+    With `measure_zeroed`, evaluations also measure the prediction with the features of the bank set
+    to zero (`ZEROED`).
     """
 
     def __init__(
@@ -124,22 +118,19 @@ class BankedCriterion(Criterion):
         if measure_zeroed and len(features) > 1:
             self.further = (ZEROED,)
 
-    def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the prediction for a bank of zeros, under the key `ZEROED`.
-
-        The result is empty if `measure_zeroed` is false, or if the network reads no bank.
-        """
+    def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:  # noqa: D102
         x, *bank = (values[name] for name in self.features)
         return {name: self.head(x, *map(torch.zeros_like, bank)) for name in self.further}
 
 
 class ProbedCriterion(Criterion):
-    """Trains a module without the bank, and trains a probe that reads the bank (our choice).
+    """The loss for `fba.trains=probe`: only a probe reads the bank, without training the module.
 
-    The Simple Local Module, with its head (a `ClassifierHead`), trains the module. The probe reads
-    banked features and the head's pooled vector, detached. The loss is the sum of the task's losses
-    on both predictions; `forward` returns the head's prediction. With `measure_zeroed`, evaluations
-    also measure the probe with a bank of zeros.
+    A Simple Local Module without the bank trains the module and makes the prediction. The probe
+    reads the banked features and the detached vector that the head's last layer reads. It makes a
+    prediction of its own (`PROBE`), which evaluations measure. The loss is the sum of the task's
+    losses on both predictions. With `measure_zeroed`, evaluations also measure the probe's
+    prediction with the features of the bank set to zero (`ZEROED`).
     """
 
     def __init__(
@@ -154,18 +145,13 @@ class ProbedCriterion(Criterion):
         self.probe = probe
         self.further = (PROBE, ZEROED) if measure_zeroed else (PROBE,)
 
-    def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the loss, a scalar, and the head's prediction. The loss also trains the probe."""
+    def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:  # noqa: D102
         head, vector, bank = self._read(values)
         prediction = head.fc(vector)
         probed = self.probe(vector.detach(), *bank)
         return self.task.loss(prediction, values) + self.task.loss(probed, values), prediction
 
-    def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the probe's prediction, under the key `PROBE`.
-
-        With `measure_zeroed`, also return its prediction for a bank of zeros, under `ZEROED`.
-        """
+    def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:  # noqa: D102
         _, vector, bank = self._read(values)
         banks = (bank, [torch.zeros_like(b) for b in bank])
         return {name: self.probe(vector, *b) for name, b in zip(self.further, banks, strict=False)}
@@ -173,7 +159,6 @@ class ProbedCriterion(Criterion):
     def _read(
         self, values: Mapping[str, Tensor]
     ) -> tuple[ClassifierHead, Tensor, Sequence[Tensor]]:
-        """Return the head, its pooled vectors [B, D], and the banked features."""
         x, *bank = (values[name] for name in self.features)
         network = self.head
         assert isinstance(network, CopiedNetwork)
@@ -183,7 +168,7 @@ class ProbedCriterion(Criterion):
 
 
 def bank_of(task: Task, join: str = "head") -> Bank:
-    """Return the bank for a task and a value of `fba.join`."""
+    """Return the kind of bank for a task; `join` is the setting `fba.join`."""
     if join == "input":
         return InputBank()
     if isinstance(task, Classification):
@@ -203,9 +188,10 @@ def _form(task: Task, join: str, shape: Shape) -> nn.Module:
 
 
 def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBank:
-    """Return the bank's options, with defaults filled in for a task and a model.
+    """Return the settings `fba.*`, with defaults for a task and a model in place of None.
 
-    Options that do not apply to the task or the model are refused.
+    Raises:
+        ConfigError: A setting does not apply to the task or the model.
     """
     kind = bank_of(task)
     if type(kind) is not Bank:
@@ -220,10 +206,7 @@ def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBan
 
 
 def _long_skips(site: Site) -> dict[str, Shape]:
-    """Return the shapes, by name, of the long skips that this or an earlier module computes.
-
-    A long skip is an output of an early unit that the model's head reads directly.
-    """
+    # A long skip is an output of an early unit that the model's head reads besides its input.
     made = zip(site.units[: site.stop], site.features, strict=False)
     shapes = {unit.writes[0]: spec.shape for unit, spec in made}
     return {name: shapes[name] for name in site.units[-1].reads[1:] if name in shapes}

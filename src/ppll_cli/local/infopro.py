@@ -49,27 +49,25 @@ class InfoPro(LocalMethod):
     The loss is l1 * reconstruction loss + l2 * classification loss. The weights l1 and l2 change
     linearly from the first auxiliary network to the last. A `Decoder` computes the reconstruction
     loss. The classifier has 3x3 convolutions, each with BatchNorm and ReLU, a mean over positions,
-    and a perceptron with one hidden layer (the paper's "1c2f"). The classification loss is
-    cross-entropy (`softmax`) or a `contrastive_loss` between samples. Convolutions are initialised
-    by He's rule (fan out), as in the paper's code (github.com/blackfeather-wang/InfoPro-Pytorch).
+    and a perceptron with one hidden layer (the paper's "1c2f"). Convolutions are initialised by
+    He's rule (fan out), as in the paper's code (github.com/blackfeather-wang/InfoPro-Pytorch).
 
-    If l1 is 0, there is no decoder. If l2 is 0, the classifier is a `Probe` with weight 1, which
-    only measures the module's accuracy (our choice).
+    If l1 is 0, there is no decoder. If l2 is 0, the classifier is a `Probe`, which only measures
+    the module's accuracy (our choice).
 
     Attributes:
-        loss: The classification loss. `contrastive` makes no prediction, so a Linear `Probe` on the
-            vectors, trained by cross-entropy, measures the module's accuracy (our choice).
-        weights: l1 and l2 at the first auxiliary network, then at the last one. None means the
-            entry of `WEIGHTS` with the nearest number of modules; if two numbers are equally near,
-            the smaller one (our choice).
-        width: Largest number of channels. A convolution with fewer than `width` input channels has
-            stride 2 and doubles the number of channels, but to at most `width`. Any other
-            convolution has stride 1 and `width` output channels (our choice if it has more than
-            `width` input channels).
+        loss: The classification loss. `softmax`: cross-entropy. `contrastive`: the
+            `contrastive_loss` of vectors that the classifier makes in place of logits; then a
+            Linear `Probe` on these vectors measures the module's accuracy (our choice).
+        weights: l1 and l2 at the first auxiliary network, then at the last one. None: the weights
+            in `WEIGHTS` for the nearest number of modules (our choice).
+        width: Largest number of channels of the classifier. A convolution with fewer than `width`
+            input channels has stride 2 and doubles the number of channels, up to `width`. Any other
+            convolution has stride 1 and `width` output channels.
         hidden: Width of the perceptron's hidden layer, and of the contrastive vectors.
         convolutions: Number of convolutions of the classifier.
         decoder_width: Number of channels inside the decoder.
-        temperature: Divisor of the dot products in the contrastive loss.
+        temperature: See `contrastive_loss`.
     """
 
     loss: Loss = "softmax"
@@ -81,7 +79,10 @@ class InfoPro(LocalMethod):
     temperature: Positive = 0.07
 
     def criterion(self, site: Site, key: str = "local") -> Criterion:
-        """Return a module's loss. Errors about data without images name the setting `key`."""
+        """Return a module's loss.
+
+        If the data have no images, the error message names the setting `key`.
+        """
         classes = classes_of(site.task, "infopro", key="local")
         weights = self.weights_at(site)
         if not any(weights):
@@ -99,10 +100,11 @@ class InfoPro(LocalMethod):
         return ContrastiveCriterion(head, decoder, site, weights, probe, self.temperature)
 
     def weights_at(self, site: Site) -> tuple[float, float]:
-        """Return the loss weights l1 and l2 of a module."""
+        """Return a module's weights of the reconstruction loss and of the classification loss."""
         weights = self.weights
         if weights is None:
             count = len(site.modules)
+            # If two numbers are equally near, the smaller one is used, because it is listed first.
             weights = [*WEIGHTS[min(WEIGHTS, key=lambda known: abs(known - count))]]
         first_l1, first_l2, last_l1, last_l2 = weights
         last = site.progress
@@ -112,6 +114,7 @@ class InfoPro(LocalMethod):
     def _head(self, channels: int, outputs: int) -> nn.Module:
         layers: list[nn.Module] = [AsMap()]
         for _ in range(self.convolutions):
+            # For more than `width` input channels this is our choice.
             inputs, stride = channels, 2 if channels < self.width else 1
             channels = min(2 * channels, self.width)
             convolution = nn.Conv2d(inputs, channels, 3, stride, padding=1, bias=False)
@@ -122,7 +125,6 @@ class InfoPro(LocalMethod):
 
 
 def _images(site: Site, key: str) -> ImageSpec:
-    """Return the `ImageSpec`; if the data have no images, raise an error that names `key`."""
     if not isinstance(site.input_spec, ImageSpec):
         problem = "reconstructs images, but the data set has none"
         remedy = "choose another, or leave out the reconstruction: local.weights=[0,1,0,1]"
@@ -131,12 +133,16 @@ def _images(site: Site, key: str) -> ImageSpec:
 
 
 class Decoder(nn.Module):
-    """Reconstructs the image from a map, and measures the error of the reconstruction.
+    """Reconstructs the image from features, and measures the error of the reconstruction.
 
-    The map is enlarged bilinearly to the image's size, with aligned corners. A 3x3 convolution,
+    The features, as a map, are enlarged bilinearly to the image's size. A 3x3 convolution,
     BatchNorm, ReLU and another 3x3 convolution compute a logit for each pixel and channel. The loss
-    is binary cross-entropy between the logits and the image's pixels in [0, 1]. `width` is the
-    number of channels between the two convolutions.
+    is binary cross-entropy between the logits and the image's pixels in [0, 1].
+
+    Args:
+        channels: Number of channels of the map.
+        image: Size, channels, mean and standard deviation of the images.
+        width: Number of channels between the two convolutions.
     """
 
     mean: Tensor
@@ -159,22 +165,21 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
         """Return the mean reconstruction loss, a float32 scalar.
 
-        `x` has any shape that `AsMap` can convert. Images are normalised, float [B, C, H, W].
+        `x` has the features: maps, tokens or vectors, which `AsMap` converts to maps. Images are
+        normalised, float [B, C, H, W].
         """
         enlarged = F.interpolate(AsMap()(x), self.size, mode="bilinear", align_corners=True)
         logits = self.network(enlarged).float()
         return F.binary_cross_entropy_with_logits(logits, self.pixels(image))
 
     def pixels(self, image: Tensor) -> Tensor:
-        """Convert normalised images to float32 pixels, clamped to [0, 1].
-
-        Without the clamp, rounding or a user's data set could cause values outside of this range.
-        """
+        """Convert normalised images to float32 pixels, clamped to [0, 1]."""
+        # Rounding, or a user's data set, can cause values outside of this range.
         return (image.float() * self.std + self.mean).clamp(0, 1)
 
 
 class InfoProCriterion(Criterion):
-    """InfoPro's loss with cross-entropy, weighted by l2, and reconstruction, weighted by l1."""
+    """The sum of reconstruction loss and cross-entropy, with the two weights of `InfoPro`."""
 
     def __init__(
         self, head: nn.Module, decoder: Decoder | None, site: Site, weights: tuple[float, float]
@@ -186,8 +191,7 @@ class InfoProCriterion(Criterion):
         if decoder is not None:
             self.reads = (*self.reads, IMAGE)
 
-    def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the mean loss over the batch, a scalar, and logits [B, classes]."""
+    def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:  # noqa: D102
         loss, prediction = self.classify(values)
         if self.decoder is not None:
             (feature,) = self.features
@@ -201,7 +205,10 @@ class InfoProCriterion(Criterion):
 
 
 class ContrastiveCriterion(InfoProCriterion):
-    """InfoPro's loss with `contrastive_loss` on the head's vectors; the probe makes logits."""
+    """InfoPro's loss with `contrastive_loss` in place of cross-entropy.
+
+    The head makes vectors. A `Probe` computes logits from the vectors, and its loss is added.
+    """
 
     def __init__(
         self,
@@ -215,8 +222,7 @@ class ContrastiveCriterion(InfoProCriterion):
         super().__init__(head, decoder, site, weights)
         self.probe, self.temperature = probe, temperature
 
-    def classify(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the weighted contrastive loss plus the probe's loss, and the probe's logits."""
+    def classify(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:  # noqa: D102
         (feature,) = self.features
         vectors = F.normalize(self.head(values[feature]).float(), dim=1)
         prediction = self.probe(vectors)
@@ -234,12 +240,19 @@ def contrastive_loss(vectors: Tensor, shares: Tensor, temperature: float) -> Ten
     over samples, without samples that are alone in their class (InfoPro's code includes them with
     loss 0). If no sample remains, the result is 0.
 
-    For mixed images, both means are weighted (our choice). Let w(a, b) be the dot product of the
-    class shares of two samples. The loss of sample a weights each other sample b by w(a, b). The
-    mean over samples weights sample a by the sum of w(a, b) over all b, but at most by 1. It
-    divides by the sum of these weights, but at least by 1.
+    If images are mixed, a sample has shares of several classes. Then the two means are weighted
+    (our choice). Let w(a, b) be the dot product of the shares of samples a and b. In the loss of
+    sample a, the weight of another sample b is w(a, b). Let s(a) be the sum of w(a, b) over all
+    other samples b. In the mean over samples, the weight of sample a is min(1, s(a)), and the
+    divisor is max(1, sum of these weights).
 
-    `vectors`, float [B, D], have length 1; `shares` are float [B, classes]. The result is float32.
+    Args:
+        vectors: Vectors of length 1, float [B, D].
+        shares: The share of each class in each sample, float [B, classes].
+        temperature: Divisor of the dot products.
+
+    Returns:
+        A float32 scalar.
     """
     itself = torch.eye(len(shares), dtype=torch.bool, device=shares.device)
     alike = gram(shares).masked_fill(itself, 0)

@@ -19,24 +19,17 @@ from ppll_cli.tasks.task import Shape
 
 
 class PyramidBank(Bank):
-    """The bank for detection: it holds the maps that a pyramid can read."""
+    """The bank for detection: it holds unchanged maps, of the strides that a pyramid reads."""
 
     def __init__(self, task: Detection) -> None:
         self.task = task
 
-    def form(self, shape: Shape) -> nn.Module | None:
-        """Return the identity, so that the bank holds unchanged maps.
-
-        Return None if a pyramid cannot read maps of this stride.
-        """
+    def form(self, shape: Shape) -> nn.Module | None:  # noqa: D102
         return nn.Identity() if self.task.stride("fba", "on", shape) in STRIDES else None
 
-    def network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return a `BankedPyramid`; for `LevelDetection`, return copied units and a `LevelHead`.
-
-        The `LevelHead` reads the banked maps and the output of the last copied unit. Copied units
-        whose output has a stride above max(8, stride of the module's map) are left out.
-        """
+    def network(  # noqa: D102
+        self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank
+    ) -> nn.Module:
         head = head_of(copies.head, PyramidHead, ("local", "fba"), "use local=greedy")
         if not bank.shared_head:
             problem = "does not apply to detection, where the pyramid fuses the maps"
@@ -44,6 +37,7 @@ class PyramidBank(Bank):
         own, earlier = self._maps(copies.shapes), self._maps(banked)
         if not isinstance(self.task, LevelDetection):
             return BankedPyramid(copies.units, head, own, earlier, bank.joined)
+        # Copied units with a coarser output are left out.
         coarsest = max(STRIDES[0], own[0][0])
         last = sum(stride <= coarsest for stride, _ in own) - 1  # later maps are never finer
         level = self.task.level_head([own[last], *earlier], bank.joined)
@@ -54,24 +48,24 @@ class PyramidBank(Bank):
 
 
 class BankedPyramid(nn.Module):
-    """A Simple Local Module for detection, with a feature bank (arXiv 2406.00446).
+    """An auxiliary network for detection with a feature bank (our reading of arXiv 2406.00446).
 
-    Copies of later units compute further maps from the module's map. The module's map and these
-    maps are called own maps; the detached maps of earlier modules are called banked maps. For each
-    stride, the last own map is fused with banked maps of this stride, and a `PyramidHead` reads the
-    results. This is our reading of the paper.
+    Copies of later units compute more maps from the module's map. Like the module's map, these are
+    called own maps. Banked maps are detached maps of earlier modules. For each stride, the last own
+    map is fused with the banked maps of this stride. A `PyramidHead` reads the results.
 
-    The fusion `concatenate` concatenates the maps; then the head's 1x1 convolution reduces their
-    channels to the head's width. The fusion `add` sums the last own map of a stride and only those
-    banked maps that have as many channels. If a stride has no own map, its last banked map is used
-    instead.
+    With the fusion `add`, banked maps with another number of channels than the last own map are
+    left out. If a stride has no own map, its last banked map takes the role of the last own map.
 
-    `head` is the model's head; the `PyramidHead` gets its settings. `own` has the stride and the
-    number of channels of each own map, and `banked` those of each banked map.
+    Args:
+        units: The copied units.
+        head: The model's head; the `PyramidHead` gets its settings.
+        own: Stride and number of channels of each own map.
+        banked: Stride and number of channels of each banked map.
+        fusion: `add` or `concatenate`.
 
     Attributes:
-        plan: For each stride, the indices of the maps to fuse. Banked maps are numbered first, then
-            own maps.
+        plan: For each stride, the maps to fuse, as indices in `[*banked, *own]`.
     """
 
     def __init__(
@@ -93,7 +87,9 @@ class BankedPyramid(nn.Module):
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
         """Return the prediction, float32 [B, A, 9 + C] (see `Anchors.forward`).
 
-        `x` is the module's map, and `bank` has the banked maps: [B, channels, H, W].
+        Args:
+            x: The module's map, [B, channels, H, W].
+            bank: The banked maps, [B, channels, H, W].
         """
         maps = [*bank, x]
         for unit in self.units:

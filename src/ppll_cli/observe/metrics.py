@@ -24,7 +24,7 @@ class _Epoch:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "_Epoch":
-        """Restore the sums from `Metrics.state`; return zeros if a count is missing or damaged."""
+        # Without a checkpoint, `state` is empty. In a damaged one, a count may be anything.
         if not all(_is_count(state.get(key)) for key in ("number", "samples")):
             return cls()
         loss = state.get("loss")
@@ -39,14 +39,15 @@ class _Epoch:
 
 @dataclass
 class Metrics:
-    """Converts workers' reports to lines of `metrics.jsonl`.
+    """Writes workers' reports to `metrics.jsonl`, one line each, and keeps the latest ones.
 
-    A training report is incomplete if the run stopped before the report was due. After a resume,
-    the first report also covers the steps of the incomplete report.
+    Use it as a context manager: on entering, the file is opened.
 
     Attributes:
-        modules: Number of modules. The head of the last module is the model's own head.
-        latest: The latest line of each split and module. Module None is the model's own head.
+        path: Path of the file.
+        modules: Number of modules.
+        latest: The latest line of each split and module; None stands for the last module, which
+            ends with the model's own head.
         last_step: The largest step of any line.
     """
 
@@ -78,9 +79,9 @@ class Metrics:
         self.path.stat()
 
     def begin(self, at_s: float) -> None:
-        """Start the clock of training, or continue it in a resumed run.
+        """Begin to count the seconds of training; in a resumed run, continue to count.
 
-        Training begins at `at_s` (a value of `time.perf_counter`), when all workers are ready.
+        `at_s` is the value of `time.perf_counter` when all workers were ready.
         """
         self._began_s = at_s
 
@@ -100,6 +101,8 @@ class Metrics:
             "seconds": round(self._before_s + max(0.0, report["at_s"] - self._began_s), 3),
         }
         if own and report["split"] == "train":
+            # A run that stops before a report is due sends an incomplete one. The first report
+            # after a resume covers the same steps again.
             complete = report.get("complete", True)
             self._incomplete = None if complete else report
             if complete:
@@ -111,10 +114,7 @@ class Metrics:
         return line
 
     def state(self) -> dict[str, Any]:
-        """Return the current epoch's sums of losses and samples as plain data, for a checkpoint.
-
-        Incomplete reports are not included.
-        """
+        """Return the current epoch's sums of losses and samples as plain data, for a checkpoint."""
         return asdict(self._epoch) | {"loss": finite(self._epoch.loss)}
 
     def go_back(
@@ -127,9 +127,9 @@ class Metrics:
         Args:
             step: Number of optimizer steps done.
             state: The result of `state()` after this step.
-            evaluated: Whether to keep the evaluations at this step. If not, they are repeated.
-            incomplete: Whether the training lines at this step come from incomplete reports. Then
-                they are removed too.
+            evaluated: Whether to keep the evaluations at this step.
+            incomplete: Whether to remove the training lines at this step, because the first report
+                after the resume will also cover the steps of these lines.
         """
 
         def stays(line: Line) -> bool:
@@ -168,10 +168,11 @@ class Metrics:
         return finite(epoch.loss / epoch.samples) if epoch.samples else None
 
     def result(self, split: str, module: int | None = None) -> Line | None:
-        """Return loss and scores of the latest evaluation of a split, such as `test_ema`.
+        """Return loss and scores of the latest evaluation of a split; None if there was none.
 
-        `module` is the module whose head was evaluated; None for the model's own head. The result
-        is None if there was no such evaluation.
+        Args:
+            split: A split, or a split with a suffix, such as `test_ema`.
+            module: Number of the module; None for the model's own head.
         """
         module = None if module == self.modules - 1 else module
         line = self.latest.get((split, module))

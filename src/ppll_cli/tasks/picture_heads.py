@@ -11,27 +11,25 @@ from torch import Tensor, nn
 
 
 class _Levels(nn.Module):
-    """Holds the numbers that convert pictures to levels, 255 * (picture - mean), and back.
-
-    Pictures are in [0, 1]. Networks learn faster with levels, which EDSR's authors and BasicSR use
-    too. The number 255 is saved with the weights, so that weights of networks that compute in [0,
-    1] cannot be loaded. The mean, one number in [0, 1] per channel, is not saved, because the data
-    set defines it.
-    """
-
     levels: Tensor
     mean: Tensor
 
     def __init__(self, mean: Sequence[float]) -> None:
         super().__init__()
-        # With a tensor without dimensions, results under autocast would be bfloat16.
+        # Networks learn faster with levels than in [0, 1]; EDSR's authors and BasicSR use them too.
+        # The number 255 is saved with the weights, so that weights of networks that compute in
+        # [0, 1] cannot be loaded. With a tensor without dimensions, results under autocast would be
+        # bfloat16.
         self.register_buffer("levels", torch.full((1, 1, 1), 255.0))
         values = torch.tensor([*mean], dtype=torch.float32)[:, None, None]
-        self.register_buffer("mean", values, persistent=False)
+        self.register_buffer("mean", values, persistent=False)  # the data set defines it
 
 
 class ToLevels(_Levels):
-    """Converts pictures to levels, 255 * (picture - mean)."""
+    """Converts pictures to levels, 255 * (picture - mean).
+
+    `mean` has the mean of each colour, in [0, 1].
+    """
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Convert pictures, [B, 3, H, W] in [0, 1], to levels [B, 3, H, W]."""
@@ -39,7 +37,7 @@ class ToLevels(_Levels):
 
 
 class ToPictures(_Levels):
-    """Converts levels, 255 * (picture - mean), to pictures."""
+    """Converts levels to pictures; the inverse of `ToLevels`."""
 
     def forward(self, levels: Tensor) -> Tensor:
         """Convert levels [B, 3, H, W] to pictures [B, 3, H, W], not clamped to [0, 1]."""
@@ -47,10 +45,10 @@ class ToPictures(_Levels):
 
 
 class Upsampler(nn.Module):
-    """EDSR's upsampler (arXiv 1707.02921): convolutions with pixel shuffles, then a convolution.
+    """Makes enlarged pictures from a map, as EDSR does (arXiv 1707.02921).
 
-    Scales 2 and 3 need one pixel shuffle; scale 4 needs two. The last convolution computes levels,
-    255 * (picture - mean), which are converted to pictures.
+    Convolutions with pixel shuffles enlarge the map: one for scale 2 or 3, two for scale 4. Another
+    convolution computes levels, which `ToPictures` converts to pictures.
     """
 
     def __init__(self, channels: int, scale: int, mean: Sequence[float]) -> None:
@@ -70,10 +68,10 @@ class Upsampler(nn.Module):
 
 
 class PictureHead(nn.Module):
-    """A head with two steps: it converts features to a map, and then the map to pictures.
+    """A head for super-resolution: converts features to a map, and then the map to pictures.
 
-    Between the steps, long skips are added to the map. A subclass creates `upsampler`, which makes
-    pictures from the map.
+    Between these two steps, long skips are added to the map: outputs of early units that the head
+    also reads. A subclass defines `mapped` for the first step, and `upsampler` for the second.
     """
 
     upsampler: Upsampler
@@ -83,7 +81,7 @@ class PictureHead(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, *skips: Tensor) -> Tensor:
-        """Return pictures [B, 3, sH, sW] for features and long skips [B, C, H, W]."""
+        """Return pictures [B, 3, sH, sW] for features `x` and long skips [B, C, H, W]."""
         y = self.mapped(x)
         for skip in skips:
             y = y + skip

@@ -43,9 +43,11 @@ def eight_bits(pictures: Tensor) -> Tensor:
 
 
 def psnr(squared_error: float, pixels: float) -> float:
-    """Compute the peak signal-to-noise ratio in dB from the sum of squared errors of all pixels.
+    """Compute the peak signal-to-noise ratio in dB, at most 88.1 dB.
 
-    A mean squared error below 0.0001 counts as 0.0001, which gives 88.1 dB.
+    Args:
+        squared_error: Sum of the squared errors of all pixels.
+        pixels: Number of pixels.
     """
     mean = max(squared_error / pixels, 1e-4)
     return float(10 * torch.log10(torch.tensor(PEAK**2 / mean, dtype=torch.float64)))
@@ -55,11 +57,12 @@ def ssim_map(one: Tensor, other: Tensor) -> Tensor:
     """Compute structural similarity of lumas [B, H, W] around each pixel, with Gaussian windows.
 
     This is scikit-image's SSIM (Wang et al., 2004) with gaussian_weights=True, sigma=1.5 and
-    use_sample_covariance=False, in float64, because variances are differences of large numbers.
+    use_sample_covariance=False.
 
     Returns:
         float64 [B, H - 10, W - 10], for pixels whose window is inside the picture.
     """
+    # Variances are differences of large numbers.
     x, y = one.double(), other.double()
     mean_x, mean_y, xx, yy, xy = map(_blur, (x, y, x * x, y * y, x * y))
     variance_x, variance_y = xx - mean_x * mean_x, yy - mean_y * mean_y
@@ -71,7 +74,7 @@ def ssim_map(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor) -> Tensor:
-    """Blur rows and columns by a Gaussian, with the same order of additions on every device."""
+    # One shifted copy for each weight, so that every device adds in the same order.
     offsets = torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64)
     window = torch.exp(-0.5 * (offsets / _SIGMA) ** 2)
     weights: list[float] = (window / window.sum()).tolist()

@@ -4,8 +4,8 @@ Gradients are copied into flat tensors, called buckets. When the gradients of a 
 an all-reduce sums the bucket over the replicas, while the backward continues. Each replica weights
 its loss by its share of the batch, so this sum is the gradient of the whole batch.
 
-With NCCL the host waits for the device in only one case; see `Average.finish`. With gloo, which
-replicas use on the CPU or on a shared device, the host waits for every sum.
+With NCCL the host waits for the device only if a parameter has no gradient in this replica. With
+gloo, which replicas use on the CPU or on a shared device, the host waits for every sum.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,26 +27,18 @@ an all-reduce on CUDA costs more time than transferring 1 MiB."""
 
 
 class _Bucket:
-    """Parameters of one dtype, and the flat tensor in which an all-reduce sums their gradients.
-
-    The flat tensor ends with counts, which the same all-reduce sums: for each parameter, the number
-    of replicas that have a gradient for it; then the number of replicas with a loss that is not
-    finite. In the flat tensor, each gradient has the strides of its parameter, so that one call of
-    `_foreach_copy_` can copy all gradients.
-    """
-
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self.parameters = parameters
+        self.parameters = parameters  # all of one dtype
         self.missing = 0  # number of gradients that are not complete yet
         self._work: Work | None = None
         self._sizes = [parameter.numel() for parameter in parameters]
-        # An expanded parameter has gaps or overlaps between elements; the bucket must have none.
+        # A gradient has its parameter's strides in the bucket, so that one `_foreach_copy_` can
+        # copy all. But an expanded parameter has gaps or overlaps; the bucket must have none.
         self._strides = [torch.empty_like(p, device="meta").stride() for p in parameters]
         self._parts: list[Tensor] = []  # for each parameter, its view of the flat tensor
         self._counts: Tensor | None = None
 
     def begin(self, replicas: Replicas, nonfinite: bool) -> None:
-        """Start the all-reduce; `nonfinite` says whether a loss of this replica is not finite."""
         parameters, like = self.parameters, self.parameters[0]
         values = sum(self._sizes)
         flat = torch.empty(values + len(parameters) + 1, dtype=like.dtype, device=like.device)
@@ -55,7 +47,9 @@ class _Bucket:
             flat.as_strided(parameter.shape, strides, start)
             for parameter, strides, start in zip(parameters, self._strides, starts, strict=True)
         ]
-        # Filling a CUDA tensor does not make the host wait; creating a tensor from numbers does.
+        # After the gradients, the all-reduce sums counts: for each parameter, the replicas that
+        # have its gradient; at last, the replicas with a loss that is not finite. Filling a CUDA
+        # tensor does not make the host wait; creating a tensor from numbers does.
         self._counts = counts = flat[values:]
         counts[:-1].fill_(1.0)
         counts[-1:].fill_(float(nonfinite))
@@ -68,19 +62,14 @@ class _Bucket:
         self._work = replicas.add(flat)
 
     def wait(self) -> Tensor:
-        """Wait for the sums (with NCCL, only the current stream waits), and return the counts."""
         assert self._work is not None
         assert self._counts is not None
-        self._work.wait()
+        self._work.wait()  # with NCCL, only the current stream waits
         self._work = None
         return self._counts
 
     def finish(self, counts: Sequence[float] | None) -> None:
-        """Copy the sums into the parameters' gradients.
-
-        `counts` has, for each parameter, the number of replicas with a gradient for it. If this is
-        0, the parameter's gradient stays None. `counts` may be None if no gradient is missing.
-        """
+        # Without counts, no gradient is missing. A gradient that all replicas lack stays None.
         used = [i for i in range(len(self.parameters)) if counts is None or counts[i]]
         for parameter in (self.parameters[i] for i in used):
             if parameter.grad is None:
@@ -90,21 +79,20 @@ class _Bucket:
 
     @property
     def lacks(self) -> bool:
-        """Whether any parameter has no gradient in this replica."""
         return any(parameter.grad is None for parameter in self.parameters)
 
 
 class Average:
-    """Averages the gradients of some parameters over the replicas, in every batch.
+    """Averages gradients over the replicas of a stage.
 
-    All replicas start the all-reduces in one fixed order, even if gradients are missing. With three
-    or more replicas, gloo's rounding depends on the contents of a bucket. A bucket then has
-    parameters of only one unit, because results must not depend on which units a stage has.
+    In each batch, call `start` before the last backward, `complete` after it, and then `finish`.
 
-    `units` has the parameters of each unit or auxiliary network, in the order of the forward.
-    `nonfinite` returns whether this replica had a loss that is not finite. With `early`,
-    all-reduces start during the backward. Without it, they start after the backward, so that they
-    do not mix with the all-reduces of synchronized BatchNorm layers.
+    Args:
+        replicas: The replicas of the stage.
+        units: The parameters of each unit and auxiliary network, in the order of the forward.
+        nonfinite: Returns whether this replica had a loss that is not finite.
+        early: Whether all-reduces start during the backward. If not, they start after it, so that
+            they do not mix with the all-reduces of synchronized BatchNorm layers.
     """
 
     def __init__(
@@ -123,8 +111,10 @@ class Average:
             new.append([p for p in reversed(dict.fromkeys(learnt)) if p not in seen])
             shared = shared or len(new[-1]) < len(learnt)
             seen.update(new[-1])
+        # With three or more replicas, gloo's rounding depends on the contents of a bucket. Then
+        # each bucket has one unit's parameters: results must not depend on the units of a stage.
         if replicas.count == 2:
-            new = [[*chain.from_iterable(new)]]  # a bucket may hold parameters of several units
+            new = [[*chain.from_iterable(new)]]
         self._buckets = [_Bucket(each) for own in new for each in _in_buckets(own)]
         self._begun = len(self._buckets)  # number of buckets whose all-reduce has started
         self._on_cpu = all(parameter.device.type == "cpu" for parameter in seen)
@@ -137,28 +127,26 @@ class Average:
                     parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def start(self) -> None:
-        """Prepare the buckets. Call this before the backward that completes the gradients."""
+        """Prepare to average the gradients that the next backward completes."""
         for bucket in self._buckets:
             bucket.missing = len(bucket.parameters)
         self._begun = 0
 
     def complete(self) -> None:
-        """Start the all-reduces that `start` prepared and the backward has not started."""
+        """Start the all-reduces that the backward has not started; do nothing without `start`."""
         while self._begun < len(self._buckets):
             self._begin_next()
 
     def finish(self) -> bool:
-        """Wait for all sums, and put them into the parameters' gradients.
-
-        If this replica lacks a gradient, the host waits for the device, and reads how many replicas
-        have the gradient.
+        """Wait for the all-reduces, and write the averages into the parameters' gradients.
 
         Returns:
-            On the CPU, whether any replica had a loss that is not finite. On CUDA always False:
-            to read how many losses were not finite, the host would have to wait for the device.
+            On the CPU, whether any replica had a loss that is not finite. On CUDA always False,
+            because the host would have to wait for the device.
         """
         counts = [bucket.wait() for bucket in self._buckets]
         lacking = [bucket.lacks for bucket in self._buckets]
+        # Reading counts makes the host wait for the device, so only these are read.
         asked = [each[:-1].float() for each, lacks in zip(counts, lacking, strict=True) if lacks]
         found = iter(torch.cat(asked).tolist() if asked else ())
         for bucket, lacks in zip(self._buckets, lacking, strict=True):
@@ -166,8 +154,8 @@ class Average:
         return self._on_cpu and any(bool(each[-1] > 0) for each in counts)
 
     def _count_gradient(self, bucket: _Bucket, _: Tensor) -> None:
-        """Count a complete gradient; start the next all-reduces if their buckets are complete."""
         bucket.missing -= 1
+        # All replicas must start the all-reduces in the same order, even if gradients are missing.
         while self._begun < len(self._buckets) and self._buckets[self._begun].missing <= 0:
             self._begin_next()
 
@@ -177,7 +165,6 @@ class Average:
 
 
 def _in_buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Yield the parameters of each bucket, in order; all parameters of a bucket have one dtype."""
     ordered = sorted(parameters, key=lambda parameter: str(parameter.dtype))
     for _, group in groupby(ordered, key=lambda parameter: parameter.dtype):
         bucket: list[nn.Parameter] = []

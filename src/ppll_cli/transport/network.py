@@ -1,21 +1,20 @@
 """Channels between machines, based on point-to-point messages of torch.distributed.
 
-Each channel has separate process groups, so that channels do not wait for each other. The sender
-copies a message into one of its own slots, and a thread sends it. The thread of the receiver
-requests the next message only when a slot is free, and gloo sends no message before the receiver
-requests it. So the sender waits for a slow receiver (backpressure).
+Each channel has process groups of its own, so that channels do not wait for each other. The sender
+copies a message into one of its own slots, and a thread sends it. The receiver has a thread too. It
+requests the next message only when a slot is free, and gloo sends no message before it is
+requested. So the sender waits for a slow receiver (backpressure).
 
-Before the first message, the sender sends a schema: a text that describes the tensors of all
-messages. The receiver compares it with its own schema. Each message consists of a head and of the
-bytes of the tensors. The head is JSON with the message's `Header` and the shapes and dtypes of the
-tensors, so the receiver knows the number of bytes.
+First of all, the sender sends a schema: a text that describes the tensors of all messages. The
+receiver compares it with its own schema. A message consists of two parts. The first part is called
+the head here: JSON with the message's `Header` and the shapes and dtypes of the tensors. The second
+part is the bytes of the tensors.
 
-gloo sends head and bytes together from host memory, which is pinned if the worker is on CUDA. With
-NCCL, gloo sends only the head, and then NCCL sends the bytes from device memory to device memory. A
-transfer by NCCL occupies both devices until it ends. If it began before both ends were ready,
-transfers of several channels could deadlock. Therefore the sender's thread sends a head only when
-the bytes are in its slot, and the receiver's thread requests a head only when a slot is free on its
-device.
+gloo sends both parts together from host memory. With NCCL, gloo sends only the head, and then NCCL
+sends the bytes from device to device. A transfer by NCCL occupies both devices until it ends. If it
+began before both ends were ready, transfers of several channels could deadlock. Therefore the
+sender's thread sends a head only when the bytes are in its slot, and the receiver's thread requests
+a head only when a slot is free on its device.
 """
 
 import json
@@ -60,21 +59,15 @@ Encode = Callable[[Any], Any]
 
 
 def bytes_group(name: str) -> str:
-    """Return the name of a channel's second group, by which NCCL sends the bytes of tensors."""
+    """Return the name of the process group in which NCCL sends tensors of the channel `name`."""
     return f"{name}, bytes"
 
 
 class _Slots(Slots):
-    """Slots in this process's memory. Each has room for a message's tensors and its head.
-
-    The memory is on the device `carrier`: the CPU for gloo, a CUDA device for NCCL. `device` is the
-    worker's device.
-    """
-
     def __init__(self, count: int, size: int, carrier: torch.device, device: torch.device) -> None:
         size = HEAD + aligned(size)
         memory: Memory
-        if carrier.type == "cpu":
+        if carrier.type == "cpu":  # gloo sends from host memory, also if the worker is on CUDA
             whole = torch.zeros(count * size, dtype=torch.uint8)
             memory = HostMemory(whole, pinned=device.type != "cpu")
             memory.open()
@@ -84,7 +77,6 @@ class _Slots(Slots):
         super().__init__(memory, count, size)
 
     def bytes(self, slot: int, layout: Layout | None = None) -> Tensor:
-        """Return the part of a slot that a layout uses; without a layout, the whole slot."""
         assert self.memory.tensor is not None
         length = self.size if layout is None else layout_bytes(layout)
         return self.memory.tensor[slot * self.size :][:length]
@@ -92,12 +84,7 @@ class _Slots(Slots):
 
 @dataclass(eq=False)
 class _End:
-    """The common part of the sender and the receiver.
-
-    If NCCL sends the bytes of tensors, `groups` also has the group `bytes_group(name)` for them.
-    """
-
-    groups: Groups  # of the run
+    groups: Groups  # of the run; with NCCL, they include `bytes_group(name)`
     name: str  # of the channel's group; the group's first rank sends to the second
     count: int  # number of slots of the receiver; a sender has `STAGED`
     size: int  # largest size of a message in bytes
@@ -115,29 +102,18 @@ class _End:
         self._failed_s = 0.0
 
     def open(self) -> None:
-        """Create the slots, and start the thread that transfers messages.
-
-        The main thread waits for items in the queue `_ready`; the transfer thread waits for items
-        in the queue `_queued`. On CUDA the transfer thread has a stream of its own, because NCCL
-        waits for all earlier work on the current stream.
-        """
         carrier = self.groups.carrier(self._carrying, self._device)
         self._slots = _Slots(self.count, self.size, carrier, self._device)
         self._side: torch.cuda.Stream | None = None
-        if self._device.type == "cuda":
+        if self._device.type == "cuda":  # NCCL waits for all earlier work on the current stream
             self._side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        self._ready: SimpleQueue[Any] = SimpleQueue()
-        self._queued: SimpleQueue[Any] = SimpleQueue()
+        self._ready: SimpleQueue[Any] = SimpleQueue()  # the main thread waits for its items
+        self._queued: SimpleQueue[Any] = SimpleQueue()  # the channel's thread waits for its items
         self._next: Any = None
         Thread(target=self._run, name=f"channel {self.name}", daemon=True).start()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait up to `timeout_s` s for a free slot or a message, and return whether there is one.
-
-        If the transfer thread has failed, raise its exception. If the connection was lost, raise it
-        only after `PATIENCE_S` s: until then, the launcher can learn the cause.
-        """
-        lost = isinstance(self._error, RuntimeError)
+        lost = isinstance(self._error, RuntimeError)  # torch raises it if the connection was lost
         if self._error is not None and monotonic() - self._failed_s > (PATIENCE_S if lost else 0):
             raise self._error
         with suppress(Empty):
@@ -156,17 +132,12 @@ class _End:
             self._failed_s, self._error = monotonic(), error
 
     def _work(self) -> None:
-        """Transfer all messages. The thread runs this."""
         raise NotImplementedError
 
-    def _carry(self, transfer: Callable[..., Any], tensor: Tensor, end: int, name: str) -> None:
-        """Send a tensor to a worker of a group, or receive it from there; return when done.
-
-        `transfer` is `dist.send` or `dist.recv`. `end` is 0 for the channel's sender, 1 for its
-        receiver.
-        """
+    def _carry(self, transfer: Callable[..., Any], tensor: Tensor, other: int, name: str) -> None:
         if len(tensor):
-            transfer(tensor, self.groups.ranks(name)[end], group=self.groups.of(name))
+            # The group's first rank is the channel's sender, the second is the receiver.
+            transfer(tensor, self.groups.ranks(name)[other], group=self.groups.of(name))
             Moment(tensor.device).wait()
 
     def _send(self, tensor: Tensor, name: str) -> None:
@@ -176,10 +147,6 @@ class _End:
         self._carry(dist.recv, tensor, 0, name)
 
     def _receive_head(self, first: Tensor | None = None) -> Any:
-        """Receive a head, and return the data that its JSON describes.
-
-        `first` is the first part, of `HEAD` bytes, if it was received before.
-        """
         if first is None:
             first = torch.empty(HEAD, dtype=torch.uint8)
             self._receive(first, self.name)
@@ -196,7 +163,7 @@ def _head(content: Any) -> Tensor:
 
 
 class NetworkSender(_End):
-    """The sending end; see `channel.Sender`."""
+    """The sender of a channel between machines; see `channel.Sender`."""
 
     bytes_sent = 0
 
@@ -204,8 +171,7 @@ class NetworkSender(_End):
         super().__post_init__()
         self.count = STAGED
 
-    def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the tensors into the next slot; raise ValueError if they do not fit."""
+    def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:  # noqa: D102
         forms = tuple(
             form._replace(dtype=self._wire) if form.dtype == torch.float32 else form
             for form in layout_of(tensors)
@@ -241,15 +207,13 @@ class NetworkSender(_End):
 
 
 class NetworkReceiver(_End):
-    """The receiving end; see `channel.Receiver`."""
+    """The receiver of a channel between machines; see `channel.Receiver`."""
 
-    def peek(self) -> Header:
-        """Return the header of the next message."""
+    def peek(self) -> Header:  # noqa: D102
         header: Header = self._next[0]
         return header
 
-    def receive(self) -> tuple[Header, dict[str, Tensor]]:
-        """Return the next message. Its tensors are valid until `release` frees the slot."""
+    def receive(self) -> tuple[Header, dict[str, Tensor]]:  # noqa: D102
         (header, layout, dtypes), self._next = self._next, None
         _, views = self._slots.next(layout)
         return header, {
@@ -257,8 +221,7 @@ class NetworkReceiver(_End):
             for form, dtype in zip(layout[1:], dtypes, strict=True)
         }
 
-    def release(self) -> None:
-        """Free the oldest slot in use."""
+    def release(self) -> None:  # noqa: D102
         self._queued.put(Moment(self._device))
 
     def _work(self) -> None:
@@ -284,7 +247,6 @@ class NetworkReceiver(_End):
 
 
 def _copy(view: Tensor, tensor: Tensor) -> None:
-    """Queue a copy of a tensor into a slot, and convert the tensor to the slot's dtype."""
     if view.device != tensor.device:
         tensor = tensor.to(view.dtype)
         if tensor.stride() != view.stride():  # torch cannot copy to the host if strides differ
