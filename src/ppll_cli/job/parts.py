@@ -65,7 +65,7 @@ class Worker(TypedDict):
 
 
 class Counted(TypedDict):
-    """Each worker's counts and times, summed over the parts that have equal `conditions`."""
+    """Each worker's counts and times, summed over parts that have equal `conditions`."""
 
     conditions: Conditions
     workers: list[Worker]  # in the order of `Job.seats`
