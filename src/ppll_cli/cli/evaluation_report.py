@@ -84,7 +84,6 @@ def report(asked: "EvaluationRequest") -> None:
 
 
 def _check_unseen(asked: "EvaluationRequest", run: LoadedRun) -> None:
-    """Refuse to test on files that the run was trained on, if the run recorded its files."""
     if asked.split not in ("test", "val"):
         return
     if asked.compares_data:
@@ -102,10 +101,7 @@ def _check_unseen(asked: "EvaluationRequest", run: LoadedRun) -> None:
 
 
 def _as_json(found: Evaluated) -> dict[str, Any]:
-    """Return an evaluation as plain data.
-
-    The keys are as in `summary.json`, but without `_ema`, even for results of averaged weights.
-    """
+    # The keys are as in summary.json, but never with `_ema`, even for averaged weights.
     made: dict[str, Any] = {"split": found.split, "samples": found.samples}
     made[found.split] = found.result
     if found.details is not None:
@@ -118,7 +114,6 @@ def _as_json(found: Evaluated) -> dict[str, Any]:
 def _predictions(
     run: LoadedRun, files: Sequence[Path], output: Path
 ) -> Iterator[Mapping[str, Any]]:
-    """Predict from each picture, save a drawing of the prediction, and yield the result."""
     for number, file in enumerate(files):
         try:
             found = run.predict(file)
@@ -153,7 +148,6 @@ def _lines(
     found: Evaluated | None,
     predictions: Sequence[Mapping[str, Any]],
 ) -> Iterator["str | Table"]:
-    """Yield what is printed: lines, and a table of the classes or pictures."""
     pairs = zip(asked.run.classes, run.classes, strict=False)
     for before, now in [pair for pair in pairs if pair[0] != pair[1]][:1]:
         differ = f"class names differ from those in the run: {now!r} instead of {before!r}"
@@ -171,18 +165,12 @@ def _lines(
 
 
 def _summary(found: Evaluated, run: LoadedRun, ema: bool) -> str:
-    """Return the split, the metric and its value as text, such as "test accuracy 0.9123"."""
     metric = run.task.metric
     split = found.split + AVERAGED if ema else found.split
     return f"{split} {metric} {_number(found.result.get(metric))}"
 
 
 def _table(kind: str, entries: Sequence[Mapping[str, Any]], task: Task) -> "Table":
-    """Return a table with a row for each entry.
-
-    If there are more than `MOST_ROWS` entries, the table has only the `MOST_ROWS` entries with the
-    worst metric. `kind` is for example "class"; then `entry["class"]` is the name of an entry.
-    """
     from rich.table import Table
 
     names = list(entries[0])

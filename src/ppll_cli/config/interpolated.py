@@ -17,10 +17,10 @@ from ppll_cli.leaves.nested import flat
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """Return a configuration as plain data, with interpolations resolved.
+    """Return a configuration as plain data, in which interpolations are replaced by their values.
 
-    An interpolation may give a text to a key that accepts no text. The text then becomes the
-    number, boolean or null that Hydra would read on a command line.
+    An environment variable always has a text as its value, such as "0.1". If the key accepts no
+    text, the text becomes what Hydra reads on a command line: here the number 0.1.
     """
     given: Any = OmegaConf.to_container(config)
     found: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -45,7 +45,6 @@ def _as_wanted(text: str, path: Sequence[str], config: Mapping[str, Any]) -> Any
 
 
 def _spelled(text: str) -> Any:
-    """Return the number, boolean or null that Hydra reads from a text, or else the text."""
     try:
         value = parsed([f"key={text}"])[0].value()
     except OverrideParseException:
@@ -54,7 +53,6 @@ def _spelled(text: str) -> Any:
 
 
 def _annotation(path: Sequence[str], config: Mapping[str, Any]) -> Any:
-    """Return a key's type annotation, from `Settings` or from a constructor (`_target_`)."""
     place, kind = field_at(path)
     if len(place) == len(path):
         return kind

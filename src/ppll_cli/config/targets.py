@@ -27,9 +27,10 @@ log = logging.getLogger(__name__)
 
 
 def make(group: str, config: Mapping[str, Any]) -> Any:
-    """Create the object of a group: call the class in `_target_` with the other keys as arguments.
+    """Create the object that a group of the configuration describes, such as `model`.
 
-    The arguments are first checked strictly against the annotations of the class.
+    The class in `_target_` is called with the group's other keys as arguments. The arguments are
+    first checked strictly against the annotations of the class.
 
     Raises:
         ConfigError: The class cannot be imported, or does not accept these arguments.
@@ -63,9 +64,12 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def blaming(key: str, value: object, doing: str) -> Iterator[None]:
-    """In the `with` block, turn exceptions of a user's own code into errors about a setting.
+    """Turn exceptions of a user's own code, in the `with` block, into errors about a setting.
 
-    `doing` says in the error what the code was doing.
+    Args:
+        key: The setting.
+        value: The setting's value.
+        doing: What the code does, for the error, such as "importing it".
 
     Raises:
         ConfigError: The code raised `SystemExit`, or an exception other than `PpllError`.
@@ -85,13 +89,14 @@ def blaming(key: str, value: object, doing: str) -> Iterator[None]:
 
 
 def require(key: str, path: object, made: object, names: tuple[str, ...], remedy: str) -> None:
-    """Check that an object has the attributes `names`, without evaluating properties.
+    """Check that an object of a user's own class has the attributes `names`.
 
     Raises:
         ConfigError: An attribute is missing; the error is about `key=path`, and ends with `remedy`.
     """
     nothing = object()
     for name in names:
+        # getattr_static does not evaluate properties.
         if inspect.getattr_static(made, name, nothing) is nothing and not hasattr(made, name):
             raise ConfigError(key, path, f"cannot be used here: it has no {name!r}", remedy)
 
@@ -109,9 +114,11 @@ def _first_line(error: BaseException) -> str:
 def check_options(group: str, made: Any) -> None:
     """Check the fields of a dataclass object against their annotations.
 
-    Classes call this function in `__post_init__`, because Python code can create objects without
-    `make`. A tuple is accepted for a list, and a NumPy number for a number. Values are not
-    converted.
+    Classes call it in `__post_init__`, for objects that Python code creates. A field for a list
+    may have a tuple, and a field for a number a NumPy number. The values stay as they are.
+
+    Raises:
+        ConfigError: A field's value does not fit its annotation.
     """
     names = [field.name for field in dataclasses.fields(made) if field.init]
     for cls in reversed(type(made).__mro__):
@@ -125,8 +132,15 @@ def check_options(group: str, made: Any) -> None:
 def checked(key: str, value: Any, annotation: Any, *, plain: bool = True) -> Any:
     """Check a value against an annotation, and return it converted to the annotated type.
 
-    If `plain`, as for values of the configuration, the value must be data that JSON can represent,
-    and is checked strictly: 2.0 is not an integer. Otherwise pydantic's lax rules apply.
+    Args:
+        key: The value's key, for the error.
+        value: The value.
+        annotation: The annotation. One that pydantic does not know accepts all values.
+        plain: True for values of a configuration: they must be data that JSON can represent, and
+            2.0 is not an integer. False for values of Python code: pydantic's lax rules apply.
+
+    Raises:
+        ConfigError: The value does not fit.
     """
     if annotation is inspect.Parameter.empty:
         return value
@@ -143,7 +157,7 @@ def checked(key: str, value: Any, annotation: Any, *, plain: bool = True) -> Any
 
 
 def refusal(key: str, value: object, annotation: Any, found: Sequence[ErrorDetails]) -> ConfigError:
-    """Return the error for a value in which pydantic found these errors."""
+    """Return the error that tells a user why pydantic refused a value for these reasons."""
     problem = ", or ".join(dict.fromkeys(_reworded(each["msg"]) for each in found))
     of_elements = all(any(isinstance(part, int) for part in each["loc"]) for each in found)
     if NoneType in get_args(annotation) and not of_elements:
@@ -191,19 +205,16 @@ def locate(key: str, path: object) -> Any:
 
 
 def _make_findable(package: str) -> None:
-    """Append the folder where the program was started to `sys.path`, if a package is not found.
-
-    The folder comes last, and only when needed, so that no file in the folder hides an installed
-    package. Workers inherit `sys.path`.
-    """
     folder = str(start_folder())
+    # Only if needed, and as the last entry: no file in the folder must hide an installed package.
+    # Workers inherit `sys.path`.
     with suppress(ValueError):  # raised for `__main__`, for example, which is already imported
         if folder not in sys.path and find_spec(package) is None:
             sys.path.append(folder)
 
 
 def start_folder() -> Path:
-    """Return the folder in which the program was started, even with hydra.job.chdir=true."""
+    """Return the folder in which the user started the program, even with hydra.job.chdir=true."""
     if "hydra" in sys.modules:  # workers do not import Hydra
         from hydra.core.hydra_config import HydraConfig
 
@@ -222,7 +233,7 @@ def _hints(function: Any) -> dict[str, Any]:
 def parameters_of(target: Any) -> dict[str, Any]:
     """Return the annotation of each argument of a class or function, by the argument's name.
 
-    If a constructor has `**`, the arguments of the base class's constructor are included.
+    If a constructor accepts `**kwargs`, the arguments of the base class's constructor are added.
     """
     functions = [target]
     if inspect.isclass(target):

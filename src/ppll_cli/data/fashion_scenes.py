@@ -27,10 +27,10 @@ Number = Annotated[int, Field(ge=1, le=1_000_000)]  # type of a part's number of
 
 @dataclass(frozen=True, kw_only=True)
 class FashionScenes(DetectionDataset):
-    """Scenes painted with items of Fashion-MNIST, equal on every machine.
+    """Scenes painted with items of Fashion-MNIST; every machine paints the same scenes.
 
-    The scenes are painted once and stored in the cache folder. Training scenes contain only
-    training items of Fashion-MNIST, test scenes only test items.
+    They are painted once and stored in the cache folder. Training scenes contain only training
+    items of Fashion-MNIST, test scenes only test items.
 
     Attributes:
         pictures: Number of training scenes.
@@ -62,7 +62,7 @@ class FashionScenes(DetectionDataset):
         )
 
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> EvaluationForm | None:
-        """Return None: scenes have one size, in training and in evaluation."""
+        """Return None: scenes have the same size in training and in evaluation."""
         return None
 
     def _paint(self, folder: Path, part: Part, count: int) -> None:

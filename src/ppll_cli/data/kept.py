@@ -29,12 +29,13 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-def place(folder: Path, *recipe: object) -> Path:
-    """Return where data are cached: a path in `folder`, whose name is a digest of `recipe`.
+def place(folder: Path, *inputs: object) -> Path:
+    """Return the path in `folder` at which data are cached.
 
-    `recipe` has everything that determines the data, as JSON values.
+    `inputs` is everything that determines the data, as values that JSON can represent. The path's
+    name is a digest of `inputs`, so that data from other inputs get another path.
     """
-    written = json.dumps([_VERSION, *recipe]).encode()
+    written = json.dumps([_VERSION, *inputs]).encode()
     return folder / blake2b(written, digest_size=12).hexdigest()
 
 
@@ -58,7 +59,7 @@ def pixels_file(path: Path, *shape: int) -> Iterator[BufferedWriter]:
 def mapped_pixels(path: Path, *shape: int, mode: Literal["r", "c"] = "r") -> NDArray[np.uint8]:
     """Map a .npy file with a uint8 array of this shape into memory.
 
-    With mode `c` the array can be changed, but changes are not written to the file.
+    With mode `r` the array can only be read. With mode `c` it can be changed, but not the file.
 
     Raises:
         ValueError: The file has an array of another dtype or shape, or is damaged.
@@ -78,8 +79,12 @@ def kept_folder(
 ) -> T:
     """Read a folder of the cache; make the folder first if it is missing or damaged.
 
-    `make` fills an empty folder. `read` returns the folder's content; any exception of `read` means
-    that the folder is damaged. `key` and `remedy` are for the error message.
+    Args:
+        folder: The folder to read.
+        make: Fills an empty folder.
+        read: Returns the content of a folder. If it raises any exception, the folder is damaged.
+        key: Option that the error names.
+        remedy: Advice at the end of the error.
 
     Raises:
         ConfigError: The folder cannot be written.
@@ -101,9 +106,13 @@ def kept_file(
 ) -> T:
     """Read a file of the cache; make its content first if the file is missing or damaged.
 
-    `make` returns the content, and `write` converts it to the bytes of the file. Any exception of
-    `read` means that the file is damaged. If the new file cannot be written, only a warning is
-    logged.
+    If the new file cannot be written, a warning is logged, and the content is returned anyway.
+
+    Args:
+        path: The file to read.
+        make: Returns the content.
+        read: Returns the content of the file. If it raises any exception, the file is damaged.
+        write: Converts the content to the bytes of the file.
     """
     made = cache(make)
 
@@ -125,7 +134,6 @@ def _kept(
     read: Callable[[Path], T],
     failed: Callable[[OSError], T],
 ) -> T:
-    """Read a file or folder of the cache; write it first if it is missing or damaged."""
     damaged = os.path.lexists(path)  # also true for a broken link
     if damaged:
         try:

@@ -1,7 +1,6 @@
-"""The sequence of items that flows through the pipeline.
+"""The sequence of items that flows through the pipeline. An item is a batch or a mark.
 
-An item is a batch or a mark; a mark asks every stage to report, save or end. Stage 0 decides which
-item comes next. The other stages read the item from the header of the next message they receive.
+Stage 0 decides which item comes next. The other stages read it from the header of a message.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,10 +45,10 @@ class EvaluationBatch:
 
 @dataclass(frozen=True)
 class Version:
-    """Identifies the weights in a message by the number of optimizer steps that led to them.
+    """Tells how many optimizer steps trained the weights that a message contains.
 
-    Only losses of earlier modules read weights from messages. The headers of these messages have a
-    `Version`; the headers of other messages have an `Item`.
+    Some local losses read weights of later units. Messages with these weights have a `Version` in
+    their header. All other messages have an `Item` there.
     """
 
     steps: int  # 0 or less for the initial weights
@@ -73,7 +72,10 @@ class Batch:
     averaged: bool = False  # whether averaged weights are evaluated
 
     def share(self, micro_batch: int) -> float:
-        """Return the weight of a micro-batch in the batch's mean loss: its share of the samples."""
+        """Return a micro-batch's weight in the mean loss of the whole batch.
+
+        It is the fraction of the batch's samples that are in the micro-batch.
+        """
         return self.sizes[micro_batch] / self.samples
 
 
@@ -81,7 +83,7 @@ class Batch:
 class Course:
     """The planned sequence of a run's batches, evaluations and checkpoints.
 
-    After the final step of the run, the plan always has an evaluation and a checkpoint.
+    The plan always ends with an evaluation and a checkpoint.
     """
 
     samples: Mapping[str, int]  # number of samples of each split
@@ -99,7 +101,7 @@ class Course:
 
     @property
     def evaluated(self) -> list[str]:
-        """Names of the splits to evaluate, in order, with "_ema" added for averaged weights."""
+        """Names of the splits to evaluate, in order; `test_ema` is `test` with averaged weights."""
         found = [split for split in SPLITS if split in self.samples]
         return found + [split + AVERAGED for split in found if self.averages]
 
@@ -116,7 +118,7 @@ class Course:
 
     @property
     def segment(self) -> int:
-        """Typical number of training batches between an evaluation or checkpoint and the next."""
+        """How many training batches usually follow one another without evaluation or checkpoint."""
         return min(self.steps_per_epoch, self.checkpoint_every or self.steps_per_epoch)
 
     def batch_sizes(self) -> list[int]:
@@ -130,10 +132,12 @@ class Course:
         return epochs * sum(sizes) + sum(sizes[:rest])
 
     def items(self, stop: Callable[[], bool], start: int = 0) -> Iterator[Item]:
-        """Yield all batches and marks in order. The first `start` optimizer steps are already done.
+        """Yield all batches and marks in order, up to the mark `End`.
 
-        `stop` is called before each training batch. If it returns True, the run ends early: only a
-        `Checkpoint` (if none follows the latest step yet) and the `End` are yielded.
+        Args:
+            stop: Called before each training batch. If it returns True, the run ends early, after
+                a `Checkpoint` of the latest step.
+            start: Number of optimizer steps that an earlier process has done.
         """
         sizes = self.batch_sizes()
         step = start
@@ -158,12 +162,12 @@ class Course:
         yield End(step)
 
     def evaluates_after(self, step: int) -> bool:
-        """Return whether the plan has an evaluation after `step` optimizer steps."""
+        """Return whether an evaluation follows after `step` optimizer steps."""
         epochs, rest = divmod(step, self.steps_per_epoch)
         return step == self.steps or (rest == 0 and epochs % self.eval_every == 0)
 
     def logs_after(self, step: int) -> bool:
-        """Return whether the plan has a training report after `step` optimizer steps."""
+        """Return whether the stages report about the training after `step` optimizer steps."""
         return step % self.log_every == 0 or step % self.steps_per_epoch == 0
 
     def epoch_of(self, step: int) -> int:
@@ -200,7 +204,8 @@ def _sizes(samples: int, size: int, drop_last: bool) -> list[int]:
 def split_batch(samples: int, microbatches: int) -> list[int]:
     """Return the sizes of a batch's micro-batches: nearly equal, none empty, the larger ones first.
 
-    A batch has `microbatches` micro-batches, or one for each sample if it has fewer samples.
+    For example, 10 samples in 4 micro-batches are 3, 3, 2 and 2. If the batch has fewer samples
+    than `microbatches`, each sample is a micro-batch.
     """
     parts = min(samples, microbatches)
     size, extra = divmod(samples, parts)
@@ -208,9 +213,9 @@ def split_batch(samples: int, microbatches: int) -> list[int]:
 
 
 def split_share(samples: int, microbatches: int, replicas: int, replica: int) -> list[int]:
-    """Return the sizes of the micro-batches of a replica's share of a batch.
+    """Return the sizes of the micro-batches that one replica computes of a batch.
 
-    The batch has at least one sample per replica. Shares are as equal as possible, and the first
-    replicas have the larger shares. `split_batch` splits the share into micro-batches.
+    Replicas get shares of the batch that are nearly equal, the first replicas the larger ones. The
+    batch must have at least one sample per replica.
     """
     return split_batch(split_batch(samples, replicas)[replica], microbatches)

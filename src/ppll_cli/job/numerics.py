@@ -28,14 +28,14 @@ class Numerics:
     """The precision and determinism of a run's computations.
 
     The precision is "fp32", "tf32" or "bf16" (by autocast). Float32 operations use TF32 only if the
-    precision is "tf32". (By default, torch uses TF32 for convolutions, not for matrix products.)
+    precision is "tf32".
     """
 
     precision: str
     deterministic: bool
 
     def apply(self, device: torch.device) -> None:
-        """Set torch's switches in this process for computations on a device."""
+        """Set torch's switches in this process, for all later computations on a device."""
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         flags = {"deterministic": self.deterministic}
@@ -43,6 +43,7 @@ class Numerics:
             # All memory is written before it is read, so torch need not fill new memory.
             flags["fill_memory"] = False
         if device.type == "cuda":
+            # By default, torch uses TF32 for convolutions, but not for matrix products.
             flags["tf32_matmul"] = flags["tf32_convolution"] = self.precision == "tf32"
             # A run has few input shapes, so cuDNN may try all its algorithms on each of them.
             # Timing noise can change its choice, and with it the last bits of results.
@@ -51,7 +52,7 @@ class Numerics:
 
     @contextmanager
     def applied(self, device: torch.device) -> Iterator[None]:
-        """Apply these settings inside the with statement."""
+        """Set torch's switches for the `with` block, and restore the earlier ones after it."""
         before = _get()
         self.apply(device)
         try:
@@ -61,7 +62,7 @@ class Numerics:
 
     @contextmanager
     def autocast(self, device: torch.device) -> Iterator[None]:
-        """Run forward passes and losses in this precision inside the with statement."""
+        """Let forward passes and losses in the `with` block compute in this precision."""
         if self.precision != "bf16":
             yield
             return
@@ -93,12 +94,10 @@ def _set(flags: Mapping[str, bool]) -> None:
 
 @contextmanager
 def _without_warning() -> Iterator[None]:
-    """Ignore torch's warning that the switch `fp32_precision` will replace `allow_tf32`.
-
-    We set `allow_tf32`, because every version of torch has it, and because torch then also sets
-    `fp32_precision`. After setting only `fp32_precision`, code that reads `allow_tf32` would fail,
-    for example torch.compile of torch 2.10.
-    """
+    # torch warns that the switch `fp32_precision` will replace `allow_tf32`. We set `allow_tf32`,
+    # because every version of torch has it, and because torch then also sets `fp32_precision`.
+    # After setting only `fp32_precision`, code that reads `allow_tf32` would fail, for example
+    # torch.compile of torch 2.10.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*new API settings to control TF32")
         yield

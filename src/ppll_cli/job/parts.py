@@ -1,7 +1,7 @@
 """The parts of a run. Each start or resumption of the run begins a new part.
 
-Each checkpoint records all parts until its step, and a resumed run reads them from there. If an
-earlier process did steps after this checkpoint, they are done again, but counted only once.
+A checkpoint records all parts up to its step. A resumed run reads them from the checkpoint. Steps
+after the checkpoint are done again, and only counted in the new part.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ Number = TypeVar("Number", int, float)
 
 
 class Conditions(TypedDict):
-    """Devices and settings of a part of a run, on which its speed depends.
+    """Devices and settings that decide about the speed of a part of a run.
 
     Times of two parts are added only if all these values are equal.
     """
@@ -50,8 +50,8 @@ Part = TypedDict(
 class Worker(TypedDict):
     """A worker's counts and times in the steady state (see `Totals`), as plain data for JSON.
 
-    The keys of `instruction_s` are the `repr` of instructions, and the keys of `bytes_sent` the
-    numbers of the receiving stages as text.
+    The keys of `instruction_s` are the `repr` of instructions. The keys of `bytes_sent` are numbers
+    of stages that receive from the worker, as text.
     """
 
     batches: int
@@ -65,7 +65,7 @@ class Worker(TypedDict):
 
 
 class Counted(TypedDict):
-    """Each worker's counts and times, summed over the parts that have equal `conditions`."""
+    """Each worker's counts and times, summed over parts that have equal `conditions`."""
 
     conditions: Conditions
     workers: list[Worker]  # in the order of `Job.seats`
@@ -74,8 +74,11 @@ class Counted(TypedDict):
 class Parts:
     """The current part and the earlier parts of a run.
 
-    `transport` is the name of the current part's transport. `counted` has the workers' counts and
-    times in the earlier parts.
+    Args:
+        job: What the run computes in the current part, and where.
+        transport: Name of the current part's transport.
+        before: The earlier parts.
+        counted: The workers' counts and times in the earlier parts.
     """
 
     def __init__(
@@ -102,11 +105,7 @@ class Parts:
             (self._alike if alike else self._others).append(each)
 
     def _named_as_today(self, counted: Counted) -> bool:
-        """Return whether this job has every instruction that `counted` names.
-
-        Older versions of the program used other names. The times that they recorded cannot be added
-        to those of this job.
-        """
+        # Older versions of the program named instructions differently; such times cannot be added.
         job, names = self._job, set()
         for stage in range(job.stages):
             for count in job.microbatch_counts():
@@ -114,10 +113,12 @@ class Parts:
         return all(each["instruction_s"].keys() <= names for each in counted["workers"])
 
     def listed(self, step: int, seconds: float, workers: Sequence[Worker]) -> list[Part]:
-        """Return the parts of the run until `step`. A current part without steps is left out.
+        """Return the earlier parts, and the current part if it has steps.
 
-        `seconds` is the duration of the current part, with evaluations and checkpoints. `workers`
-        has the workers' counts and times in the current part, and is empty if they are unknown.
+        Args:
+            step: Number of optimizer steps that the run has done so far.
+            seconds: Duration of the current part, including evaluations and checkpoints.
+            workers: The workers' counts and times in the current part; empty if unknown.
         """
         start, course = self._job.start, self._job.course
         if step <= start:  # nothing was trained
@@ -135,10 +136,13 @@ class Parts:
     def alike(self, workers: Sequence[Worker]) -> list[Worker]:
         """Return each worker's counts, summed over the current part and comparable earlier parts.
 
-        An earlier part is comparable if its `Conditions` and its names of instructions are those of
-        the current part (older versions of the program used other names). `workers` has the counts
-        in the current part, in the order of `Job.seats`; it is empty if they are unknown. The
-        result is empty if no counts are known.
+        Parts are comparable if they have equal `Conditions` and the same names of instructions.
+
+        Args:
+            workers: The counts in the current part, in the order of `Job.seats`; empty if unknown.
+
+        Returns:
+            The sums in the same order; empty if no counts are known.
         """
         counts = [each["workers"] for each in self._alike]
         if workers:
@@ -147,7 +151,10 @@ class Parts:
         return [_sum_of_parts(each) for each in zip(*counts, strict=True)]
 
     def counted(self, workers: Sequence[Worker]) -> list[Counted]:
-        """Return the counts of all parts; parts with equal `Conditions` are summed."""
+        """Return the counts of all parts for a checkpoint; counts of comparable parts are summed.
+
+        `workers` has the counts in the current part, as in `alike`.
+        """
         alike: Counted = {"conditions": self._conditions, "workers": self.alike(workers)}
         return [*self._others, alike]
 
@@ -155,7 +162,7 @@ class Parts:
 def rate(workers: Sequence[Worker], replicas: int) -> float | None:
     """Return the samples per second of the pipeline; None without a steady state.
 
-    It is the sum over the replicas of the last stage.
+    The speeds of all replicas of the last stage are added.
     """
     last = workers[-replicas:]
     if not last or not all(map(is_steady, last)):
@@ -169,7 +176,6 @@ def is_steady(worker: Worker) -> bool:
 
 
 def _sum_of_parts(counts: Sequence[Worker]) -> Worker:
-    """Add up the counts of one worker in several parts; for memory, take the largest value."""
     return {
         "batches": sum(each["batches"] for each in counts),
         "samples": sum(each["samples"] for each in counts),

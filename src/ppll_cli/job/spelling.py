@@ -18,10 +18,10 @@ _KINDS: dict[str, Callable[..., Any]] = {
 
 
 def spelled(value: Any) -> Any:
-    """Convert a header or a report to plain data, which `read` converts back.
+    """Convert a header or a report to plain data for JSON, which `read` converts back.
 
     Raises:
-        TypeError: The value has a part of a type that `read` does not understand.
+        TypeError: The value contains an object of a type that `read` cannot make.
     """
     name = type(value).__name__
     if name in _KINDS:

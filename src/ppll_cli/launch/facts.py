@@ -1,11 +1,11 @@
-"""Collects the facts about a prepared run that the console shows."""
+"""Collects what the console shows about a run before it begins, such as the size of stages."""
 
 from ppll_cli.observe.facts import RunFacts, StageFacts
 from ppll_cli.prepare.preparation import Prepared
 
 
 def facts(prepared: Prepared) -> RunFacts:
-    """Return the facts about a prepared run."""
+    """Return what the console shows about a run and its workers."""
     job = prepared.job
     workers = []
     for seat in job.seats:

@@ -41,10 +41,10 @@ class LoadedRun:
     """A trained run, whose model can be used.
 
     Attributes:
-        settings: The run's settings. If `data` is another data set, `settings.data` describes it.
+        settings: The run's settings. `settings.data` describes the data set in `data`.
         step: Number of optimizer steps that trained the weights; None if unknown.
         model: The model, in evaluation mode. It maps its inputs to a prediction.
-        data: The loaded data set: the run's own or another one.
+        data: The loaded data set: the one of the training, or another one to evaluate on.
     """
 
     run_dir: Path
@@ -77,7 +77,8 @@ class LoadedRun:
     def preprocess(self, picture: Image.Image | str | Path) -> Tensor:
         """Turn a picture (a Pillow image, or the path of an image file) into the model's input.
 
-        The input is float32 [1, C, H, W], on the model's device.
+        Returns:
+            float32 [1, C, H, W], on the model's device.
 
         Raises:
             ConfigError: The file is no picture, or the data set cannot prepare a user's pictures.
@@ -105,7 +106,8 @@ class LoadedRun:
         Args:
             inputs: The tensors that the model reads, by name, or the only tensor that its first
                 unit reads, for example images, float32 [B, C, H, W]. All are on the model's device.
-            number: Index of the batch in its split; seeds the random numbers that units draw.
+            number: Index of the batch in its split. It seeds the random numbers of models that draw
+                some in evaluation.
         """
         generators = generators_of(self.device)
 
@@ -127,7 +129,6 @@ class LoadedRun:
         return inputs
 
     def _of_data(self, name: str) -> Any:
-        """Return the data set's optional method `name`; raise ConfigError if it is missing."""
         method = getattr(self.data.dataset, name, None)
         if method is None:
             path = self.settings.data.get("_target_")
@@ -159,10 +160,15 @@ def loaded(
     other_data: str | None = None,
     ema: bool = False,
 ) -> LoadedRun:
-    """Build the model of a run, and load the weights of its checkpoint `name`.
+    """Build the model of a run, load its weights from a checkpoint, and load the data set.
 
-    `other_data` is for error messages: the option of the group `data` if `config` has another data
-    set than the run, otherwise None. If `ema` is true, load the averages of the weights.
+    Args:
+        run_dir: The run directory.
+        config: The run's configuration; its group `data` may describe another data set.
+        name: The checkpoint.
+        device: Where to put the model.
+        other_data: Name of the other data set, for errors; None for the data of the training.
+        ema: Whether to load the averages of the weights.
 
     Raises:
         ConfigError: The checkpoint is missing, damaged, or without averages, or does not fit the
@@ -187,12 +193,9 @@ def loaded(
 
 
 def _weights(run_dir: Path, name: str, ema: bool) -> tuple[dict[str, Tensor], int | None]:
-    """Return the weights of the checkpoint `name`, and its step.
-
-    If the run kept no checkpoints, `last` means the file of the final model. Its step is unknown.
-    """
     whole = run_dir / (EMA_FILE if ema else MODEL_FILE)
     try:
+        # A run that keeps no checkpoints has only a file of the final model.
         if name == "last" and not (run_dir / "checkpoints").exists() and whole.is_file():
             return load_file(whole), None
         found = checkpoint.named(run_dir, name)
@@ -224,7 +227,6 @@ def _check_fit(
 
 
 def _check_named(config: Mapping[str, Any], classes: Sequence[Any]) -> None:
-    """Refuse a configuration with a user's class that is not in `classes`."""
     given = {each if isinstance(each, str) else class_path(each) for each in classes}
     for key, target in targets_in({group: config[group] for group in ("model", "data")}):
         if not target.startswith(OURS) and target not in given:
@@ -234,7 +236,6 @@ def _check_named(config: Mapping[str, Any], classes: Sequence[Any]) -> None:
 
 
 def _opened(picture: Image.Image | str | Path) -> Image.Image:
-    """Return a picture, in RGB and upright, from a file or a Pillow image."""
     try:
         return decoded(Path(picture)) if isinstance(picture, str | Path) else in_memory(picture)
     except ConfigError as error:

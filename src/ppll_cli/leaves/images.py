@@ -1,4 +1,4 @@
-"""Describes the images that a model is built for. Only `ImageSpec.specs` imports torch."""
+"""Describes the images that a model is built for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class ImageSpec:
     @property
     def specs(self) -> "Mapping[str, ValueSpec]":
         """Shape and dtype of the only tensor that the model reads, by its name, `image`."""
-        import torch
+        import torch  # only here, because wrong options are refused before torch is imported
 
         from ppll_cli.leaves.values import ValueSpec
 

@@ -1,8 +1,7 @@
-"""Lets the parent notice when a worker and all processes that the worker started have ended.
+"""Lets a worker's parent notice when the worker and all processes that it started have ended.
 
-Each worker has a pipe to its parent. Processes that the worker starts also keep the worker's end of
-this pipe open. So the parent sees the end of the pipe only when the last of these processes has
-ended. Imports no torch.
+Each worker has a pipe to its parent. Processes that the worker starts inherit the worker's end of
+this pipe. The pipe is closed when the last of these processes ends. Imports no torch.
 """
 
 from multiprocessing.connection import Connection
@@ -12,10 +11,10 @@ _PIPES: "WeakSet[Connection]" = WeakSet()
 
 
 def share(pipe: Connection) -> None:
-    """Register a worker's pipe to its parent for `descriptors`."""
+    """Register this worker's pipe to its parent, which processes of the worker must inherit."""
     _PIPES.add(pipe)
 
 
 def descriptors() -> tuple[int, ...]:
-    """Return the file descriptors of the registered pipes; a new process must inherit them."""
+    """Return the file descriptors that a new process must inherit."""
     return tuple(pipe.fileno() for pipe in _PIPES if not pipe.closed)

@@ -29,7 +29,7 @@ def memory_bytes() -> int | None:
 
 
 def core_quota() -> float | None:
-    """Return the number of cores whose time a container may use; None if it has no such limit."""
+    """Return how many cores' time this container may use, such as 2.5; None without a limit."""
     version_1 = "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"
     found = _numbers("cpu.max") or [number for name in version_1 for number in _numbers(name)]
     if len(found) != 2 or min(found) <= 0:  # version 1 writes -1 for no limit
@@ -38,8 +38,7 @@ def core_quota() -> float | None:
 
 
 def _numbers(name: str) -> list[int]:
-    """Return the numbers in a file below `CGROUP`; [] if it is missing or contains "max"."""
-    try:
+    try:  # a file without a limit contains "max"
         return [int(word) for word in (CGROUP / name).read_text().split()]
     except (OSError, ValueError):
         return []

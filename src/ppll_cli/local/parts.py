@@ -18,16 +18,16 @@ Head = TypeVar("Head", bound=nn.Module)
 
 
 class AsMap(nn.Module):
-    """Converts features to maps [B, C, H, W].
+    """Converts features to maps [B, C, H, W], so that convolutions can read features of any model.
 
-    Maps are not changed. For transformers (our reading), patch tokens [B, T, D] are arranged in a
-    square, in the order of the patches in the image. A class token at the front is added to each
-    patch token, so that the class token is trained too. If the number of tokens fits no square, the
-    tokens become a map with one column. Vectors [B, D] become maps of one pixel.
+    - Maps stay as they are. Vectors [B, D] become maps of one pixel.
+    - Tokens [B, T, D] become a square map, in the order of the patches in the image (our reading).
+      A class token at the front is added to each patch token, so that it is trained too.
+    - If the number of tokens fits no square, the map has one column.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convert features of any supported shape to maps."""
+        """Convert features [B, D], [B, T, D] or [B, C, H, W] to maps."""
         if x.dim() == 2:
             return x[:, :, None, None]
         if x.dim() == 4:
@@ -50,10 +50,10 @@ def map_shape(shape: Shape) -> tuple[int, int, int]:
 
 
 class Probe(nn.Module):
-    """A network that is trained on a module's features but does not train the module.
+    """Measures how well a module's features predict, without an effect on the module's training.
 
-    It measures the module's accuracy if the local loss makes no prediction, or if the loss of the
-    prediction has the weight 0.
+    Its network is trained on the module's features, but no gradient passes to the module. A local
+    method uses it if no prediction trains the module.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -61,7 +61,7 @@ class Probe(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the network to the detached features."""
+        """Apply the network to features `x`; no gradient passes to `x`."""
         y: Tensor = self.network(x.detach())
         return y
 
@@ -83,10 +83,16 @@ def drawn_by_he(network: nn.Module) -> nn.Module:
 
 
 def head_of(head: nn.Module, kind: type[Head], setting: tuple[str, object], other: str) -> Head:
-    """Return the model's head if it has the class `kind`, which a setting requires.
+    """Return the model's head `head` after checking that it has the class `kind`.
 
-    Otherwise raise a ConfigError that names the setting (its key and value). The message ends with
-    `other`, which says what the user can do instead.
+    Args:
+        head: The model's own head.
+        kind: The required class.
+        setting: Key and value of the setting that requires this class, for the error.
+        other: What the user can do instead, for the end of the error.
+
+    Raises:
+        ConfigError: The head has another class.
     """
     if isinstance(head, kind):
         return head

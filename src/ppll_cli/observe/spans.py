@@ -52,8 +52,8 @@ class Restart(NamedTuple):
 
     Attributes:
         worker: Index of the worker in `Traced.lanes`.
-        start_s: When the launcher detected the failure, on the clock of the spans.
-        end_s: When the new worker continued the work or failed, on the same clock.
+        start_s: When the launcher detected the failure, on the clock of `Span.start_s`.
+        end_s: When the new worker went on with the work, or failed too; on the same clock.
         phase: What the worker did when it failed.
         batch: Text that names the batch, evaluation or checkpoint at which the worker failed; None
             if the worker was starting.
@@ -81,7 +81,7 @@ class Traced(NamedTuple):
 
     Attributes:
         lanes: The spans of each worker, with replicas of a stage next to one another.
-        names: The name of each worker, by stage and replica.
+        names: The name of each worker, which tells its stage and replica.
     """
 
     lanes: Lanes

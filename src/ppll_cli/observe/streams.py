@@ -89,7 +89,7 @@ def guard() -> None:
 
 
 def tell_failures() -> None:
-    """Log failures of the streams that happened before logging was set up."""
+    """Log earlier failures of the streams. Call this when logging has been set up."""
     for name in NAMES:
         stream = getattr(sys, name)
         if isinstance(stream, Shown):
@@ -97,10 +97,9 @@ def tell_failures() -> None:
 
 
 def output_failure() -> str | None:
-    """Return why output to stdout was lost; None if nothing was lost.
+    """Return why output to stdout was lost, such as a full disk; None if nothing was lost.
 
-    Output after the reader closed the pipe does not count as lost, nor does output to a stdout that
-    was closed from the start.
+    It is also None if the reader closed the pipe, or if stdout was closed from the start.
     """
     stream = sys.stdout
     if not isinstance(stream, Shown):
@@ -127,10 +126,8 @@ def reason(error: BaseException) -> str:
 
 
 def _open_closed() -> None:
-    """Open the null device for each closed descriptor among 0, 1 and 2.
-
-    Without this, a file that is opened later could get the descriptor, and receive printed text.
-    """
+    # Opens the null device for each closed descriptor among 0, 1 and 2. Otherwise a file that is
+    # opened later could get the descriptor, and receive printed text.
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

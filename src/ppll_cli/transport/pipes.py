@@ -41,7 +41,11 @@ class Inlet:
 
 
 class FreeSlots:
-    """Counts free slots in `count`. For each message, the sender subtracts one from `count`."""
+    """The sender's count of free slots of a channel.
+
+    The sender subtracts one from `count` for each message that it sends. `wait` adds the slots that
+    the receiver has freed.
+    """
 
     def __init__(self, returned: Connection, count: int) -> None:
         self._returned, self.count = Inlet(returned), count
@@ -49,7 +53,8 @@ class FreeSlots:
     def wait(self, timeout_s: float, take: Callable[[bytes], int]) -> bool:
         """Wait up to `timeout_s` seconds for a free slot, and return whether there is one.
 
-        `take` reads one message of the receiver, and returns how many slots become free.
+        `take` is called with each message that the receiver sends back; it returns the number of
+        slots that this message frees.
         """
         while self._returned.ready(timeout_s if self.count == 0 else 0):
             self.count += take(self._returned.connection.recv_bytes())

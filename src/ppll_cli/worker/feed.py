@@ -14,14 +14,17 @@ from ppll_cli.leaves.values import ValueSpec
 def micro_batches(
     batches: Ahead | None, job: Job, item: Item | None, batch: Batch
 ) -> Sequence[Mapping[str, Tensor]]:
-    """Load the data of `item`, and return the tensors of each micro-batch by name.
+    """Load a worker's share of a batch, and return the tensors of each micro-batch by name.
 
-    A `TrainBatch` is one batch of the data set, which is split into micro-batches. An
-    `EvaluationBatch` is one or more batches of the data set: each becomes a micro-batch. `batch`
-    says which samples this worker computes, and how many samples each micro-batch has.
+    Args:
+        batches: Makes the batches of the data set.
+        job: What the run computes.
+        item: A `TrainBatch`, which is split into micro-batches; or an `EvaluationBatch`, which has
+            one or more batches of the data set, each of them a micro-batch.
+        batch: The worker's share of `item`, with the sizes of the micro-batches.
 
     Raises:
-        TypeError: The data set made a batch that does not fit the run.
+        TypeError: A batch of the data set lacks tensors that the run needs, or they do not fit.
     """
     assert batches is not None
     sizes = batch.sizes
@@ -46,8 +49,11 @@ def checked_batch(
 ) -> Mapping[str, Tensor]:
     """Check that a batch has the tensors that `specs` lists, and return these tensors by name.
 
-    The batch must have `samples` samples. `method` is the name of the data set's method that made
-    the batch, for error messages.
+    Args:
+        made: The batch that the data set made.
+        specs: Largest shape and dtype of each tensor, by name.
+        samples: Number of samples that the batch must have.
+        method: Name of the data set's method that made the batch, for the error.
 
     Raises:
         TypeError: The batch is no mapping, or a tensor is missing or does not fit.
@@ -83,7 +89,6 @@ def _fits(tensor: Tensor, spec: ValueSpec, samples: int) -> bool:
 
 
 def _unusable(tensor: Tensor) -> str:
-    """Return what makes a tensor unusable for a run, such as its layout; empty if nothing does."""
     if tensor.layout != torch.strided:
         return f"{tensor.layout} "
     return "inference_mode() " if tensor.is_inference() else ""

@@ -16,6 +16,7 @@ class Memory:
 
     On CUDA this is the memory of all tensors. On CPU under Linux it is the resident size of the
     process, minus its size when this object was created. On other systems it is unknown.
+    A peak includes the peak of an earlier process that `continue_from` was given.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -25,7 +26,7 @@ class Memory:
         self._steady = False
 
     def begin_peak(self) -> None:
-        """Begin to measure the peak, when the steady state begins."""
+        """Begin to measure the peak. Call this when the steady state begins."""
         self._steady = True
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
@@ -36,7 +37,7 @@ class Memory:
                 self._before = None  # the peak is unknown, because it was not reset
 
     def continue_from(self, peak: int | None, reserved: int | None) -> None:
-        """Continue from what the methods `peak` and `reserved` returned in an earlier process."""
+        """Include the peaks of an earlier process: what its `peak` and `reserved` returned."""
         self._earlier = peak, reserved
 
     def now(self) -> int | None:
@@ -47,7 +48,7 @@ class Memory:
         return self._growth("VmRSS")
 
     def peak(self) -> int | None:
-        """Return the peak in bytes; None if unknown, or if no steady state has begun yet."""
+        """Return the memory's peak in bytes; None if it is unknown or not measured yet."""
         earlier, _ = self._earlier
         if not self._steady:
             return earlier
@@ -59,7 +60,7 @@ class Memory:
     def reserved(self) -> int | None:
         """Return the peak of the memory that torch's CUDA allocator holds, in bytes.
 
-        Some papers report this peak. It is None on CPU, or if no steady state has begun yet.
+        Some papers report this peak. It is None on CPU, or if it is not measured yet.
         """
         _, earlier = self._earlier
         if not self._steady or self._device.type != "cuda":
@@ -74,9 +75,10 @@ class Memory:
 def keep_freed_memory() -> None:
     """Make this process, and processes forked from it, keep freed memory for reuse.
 
-    By default glibc returns large blocks to the system and requests them again, page by page, for
-    the next batch. This took about 8 % of the time of training ResNet-32.
+    So the process need not request this memory again for each batch, which takes time.
     """
+    # By default glibc returns large blocks to the system and requests them again, page by page, for
+    # the next batch. This took about 8 % of the time of training ResNet-32.
     # Other C libraries have no mallopt.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -32,8 +32,9 @@ if TYPE_CHECKING:  # at run time, wrong options are refused before torch is impo
 class PictureDataset(Files, ABC):
     """A data set of pairs: a large picture and its small version. A subclass finds the files.
 
-    Pictures can have any size, and are not downloaded. `eval_limit` limits the number of pictures,
-    not of tiles.
+    A model is trained on patches, which are random parts of pictures. It is evaluated on tiles,
+    which together cover a picture. Pictures may differ in size; they are not downloaded.
+    The option `eval_limit` counts pictures, not tiles.
 
     Attributes:
         cache: Folder for decoded pictures; None for the folder `pictures` in the cache folder.
@@ -42,10 +43,10 @@ class PictureDataset(Files, ABC):
         patches_per_epoch: Number of training patches per epoch.
         flip: Whether patches are randomly mirrored and rotated by multiples of 90 degrees.
         tile: Largest height and width of evaluation tiles, in pixels of the small picture.
-        overlap: Smallest distance between evaluated pixels and their tile's edges, in pixels of the
-            small picture. It does not apply at the picture's border.
-        mean: Mean of the pixels, which are in [0, 1], for each channel. Models subtract it from
-            their input and add it to their output.
+        overlap: Smallest width of a tile's margin, in pixels of the small picture. The model reads
+            the margin, but its output there is not used. There is none at the picture's border.
+        mean: Mean of the pixels of each channel, in [0, 1]. Models subtract it from their input and
+            add it to their output.
     """
 
     cache: str | None
@@ -59,7 +60,7 @@ class PictureDataset(Files, ABC):
 
     @abstractmethod
     def sources(self, part: Part) -> Sequence[Source]:
-        """Return the files of the training or test pictures; `val` is later held out of `train`.
+        """Return the files of the training or test pictures. `val` is later taken from `train`.
 
         Raises:
             ConfigError: There are too few pictures.
@@ -67,9 +68,9 @@ class PictureDataset(Files, ABC):
 
     @property
     def longest(self) -> int | None:
-        """Limit for the longer side of a large picture, in pixels; None for no limit.
+        """Limit for the longer side of large pictures, in pixels; None for no limit.
 
-        A picture above the limit is reduced.
+        Pictures above the limit are reduced.
         """
         return None
 
@@ -92,7 +93,6 @@ class PictureDataset(Files, ABC):
         return {name: self._split(sources, name == "train") for name, sources in divided}
 
     def _split(self, sources: Sequence[Source], trained: bool) -> PictureSplit:
-        """Return a split of patches for training, or of tiles for evaluation."""
         folder = Path(os.path.expanduser(self.cache)) if self.cache else cache_root() / "pictures"
         sizes = [self._size(source.high, trained) for source in sources]
         pictures = kept(folder, sources, sizes, self.scale, self.longest, not trained)
@@ -102,7 +102,7 @@ class PictureDataset(Files, ABC):
     def evaluated(
         self, splits: Mapping[str, PictureSplit], name: str
     ) -> Mapping[str, PictureSplit]:
-        """Return the splits, with the named split divided into tiles for its evaluation."""
+        """Return `splits` with tiles for the split `name`, so that it can be evaluated."""
         if splits[name].tiles:
             return splits
         return {**splits, name: self._split(self._divided()[name], trained=False)}
@@ -120,7 +120,7 @@ class PictureDataset(Files, ABC):
         return {**divided}
 
     def _check_apart(self, parts: Iterable[Sequence[Source]]) -> None:
-        """Check that no file occurs twice in the training and test pictures, also through links."""
+        # Device and inode tell that two paths name the same file, also through links.
         seen: dict[tuple[int, int], Path] = {}
         for sources in parts:
             for source in sources:
@@ -134,7 +134,6 @@ class PictureDataset(Files, ABC):
                     raise ConfigError("data", source.high, problem, "list each picture once")
 
     def _size(self, file: Path, trained: bool) -> Size:
-        """Return the `large_size` of a picture; refuse a picture that is too small."""
         # SSIM leaves out a border of `scale` pixels, and has a window of 11x11 pixels.
         least = self.patch if trained else -(-(11 + 2 * self.scale) // self.scale)
         size = large_size(file, self.scale, self.longest)
@@ -170,7 +169,7 @@ class PictureDataset(Files, ABC):
         return ImageSpec(3, self.patch, self.patch)
 
     def evaluation_form(self, splits: Mapping[str, PictureSplit]) -> EvaluationForm:
-        """Return the largest shapes of evaluation batches, which have one tile each."""
+        """Return the largest shapes of evaluation batches; each batch is one tile."""
         tiles = [tile for split in splits.values() for tile in split.tiles]
         height = max(tile.rows.stop - tile.rows.start for tile in tiles)
         width = max(tile.columns.stop - tile.columns.start for tile in tiles)
@@ -178,7 +177,7 @@ class PictureDataset(Files, ABC):
         return EvaluationForm(image, self.task.tile_targets(height, width), samples=1)
 
     def draw_samples(self, predict: Predict, folder: Path) -> None:
-        """For each test picture, write a file with four captioned `views` of its middle."""
+        """For each test picture, write a file that compares the model's output to the original."""
         from ppll_cli.data.pictures.samples import captioned, views
 
         pictures = self.load()["test"].pictures

@@ -64,7 +64,7 @@ class Mark(NamedTuple):
 
 
 def found_in(picture: Image.Image, found: Detections, classes: Sequence[str]) -> Prediction:
-    """Return all detections in a picture, and a drawing. The picture's true boxes are unknown."""
+    """Return all detections in a user's picture, and a drawing of the best ones."""
     nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_)
     rows = zip(*(each.tolist() for each in found), strict=True)
     boxes = [
@@ -81,7 +81,7 @@ def drawn(
 ) -> Image.Image:
     """Return a scene's picture with its true boxes, found boxes and a legend.
 
-    If `truth` is False, the legend does not explain true boxes.
+    `truth` is False if the true boxes are unknown. The legend then does not explain true boxes.
     """
     picture = scene.picture
     factor = max(1, -(-_LEAST_SIDE // max(picture.size)))
@@ -109,10 +109,17 @@ def drawn(
 def marks(
     scene: Scene, found: Detections, classes: Sequence[str], size: tuple[int, int], factor: int
 ) -> list[Mark]:
-    """Return the boxes to draw: found boxes, highest score first, then all true boxes.
+    """Return the boxes to draw: first the best detections, then all true boxes.
 
-    Found boxes are the best detections, up to `MOST_DETECTIONS`, with scores of `LEAST_SCORE` or
-    more. `size` is width and height, in pixels, of the picture after its enlargement by `factor`.
+    Detections are sorted by score, from the highest. There are at most `MOST_DETECTIONS`, with
+    scores of `LEAST_SCORE` or more.
+
+    Args:
+        scene: The scene with its true boxes.
+        found: The model's detections.
+        classes: Names of the classes.
+        size: Width and height of the enlarged picture, in pixels.
+        factor: Factor by which the scene's picture was enlarged.
     """
     names = [printable(name) for name in classes]
     rows = zip(*(each.tolist() for each in found), strict=True)
@@ -131,7 +138,7 @@ def with_places(boxes: Sequence[Mark], size: tuple[int, int], font: Font, text: 
     """Choose a place for each label, inside the picture and without covering another label.
 
     If no place is free, the label's place is None. Labels wider than the picture are shortened.
-    `size` is width and height of the picture, and `text` the font size, in pixels.
+    `size` is the picture's width and height, and `text` the font size, all in pixels.
     """
     placed: list[Mark] = []
     for mark in boxes:
@@ -144,9 +151,9 @@ def with_places(boxes: Sequence[Mark], size: tuple[int, int], font: Font, text: 
 
 
 def legend(placed: Sequence[Mark], truth: bool = True) -> list[tuple[Colours | None, str]]:
-    """Return the lines of the legend; each has the colours of a box and an explanation.
+    """Return the lines of the legend: the colours of a box, and the words that explain it.
 
-    The colours are None for a text without a box.
+    The colours are None for a line without a box.
     """
     lines: list[tuple[Colours | None, str]] = [(TRUE, "true box, with its class")] if truth else []
     if any(mark.colours == IGNORED for mark in placed):
@@ -163,7 +170,6 @@ def legend(placed: Sequence[Mark], truth: bool = True) -> list[tuple[Colours | N
 def _with_legend(
     picture: Image.Image, lines: Sequence[tuple[Colours | None, str]], font: Font, text: int
 ) -> Image.Image:
-    """Extend a picture by a legend below it; widen it if the legend is wider."""
     line, height = max(2, text // 6), 2 * text
     swatch = 20 * line
     width = max(picture.width, *(swatch + label_size(words, font, text)[0] for _, words in lines))
@@ -180,8 +186,8 @@ def _with_legend(
 
 
 def _on(size: tuple[int, int], box: Sequence[float], factor: int) -> Rectangle:
-    """Enlarge a box by `factor` and clip it to the picture, but keep at least one pixel of it."""
     edges = np.round(np.multiply(box, factor)).astype(int)
+    # At least one pixel of the box remains.
     left, top = np.clip(edges[:2], 0, np.subtract(size, 1)).tolist()
     right, bottom = np.clip(edges[2:], (left + 1, top + 1), size).tolist()
     return left, top, right, bottom

@@ -21,9 +21,9 @@ class Interleaved(Schedule):
     one chunk, then with the next chunk. Megatron-LM has rounds of K micro-batches, so M must be a
     multiple of K. Here, rounds are as equal as possible and have K to 2K - 1 micro-batches.
 
-    With v chunks per stage, M >= K and enough slots, the fraction of idle time (bubble) is (K - 1)
-    / (v M + K - 1), as in Megatron-LM. With the default `transport.depth`, the bubble is larger if
-    M is no multiple of K, but by at most 0.044 (simulated for K up to 5, v up to 4, M up to 12).
+    With v chunks per stage, M >= K and enough slots, the bubble is (K - 1) / (v M + K - 1), as in
+    Megatron-LM. With the default `transport.depth`, this holds if M is a multiple of K. For other M
+    the bubble is up to 0.044 larger (simulated for K up to 5, v up to 4, M up to 12).
     """
 
     splits = True
