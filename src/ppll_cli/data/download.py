@@ -29,15 +29,17 @@ Fetch = Callable[[Path], None]
 def provide(
     dataset: Files, files: Sequence[str], url: str, fetch: Fetch, *, everything: bool = False
 ) -> None:
-    """Make sure that files exist under a data set's folder; download missing files if allowed.
+    """Make sure that a data set's files exist; download missing files if allowed.
 
-    Files are first downloaded into a temporary folder, and moved when all are complete. So an
-    interrupted download leaves no incomplete data, and two runs can download at the same time.
+    New files appear in the data set's folder only when all are complete. So an interrupted download
+    leaves no incomplete data, and two runs can download at the same time.
 
-    `files` are paths relative to the folder. Error messages tell the user to fetch them from `url`.
-    `fetch` may download more than the missing files; if `everything` is true, the additional files
-    are moved too. The missing files are moved last, so a later run that finds them knows that all
-    files are complete.
+    Args:
+        dataset: The data set's settings.
+        files: Paths of the files that must exist, relative to the data set's folder.
+        url: Where users can get the files themselves; for error messages.
+        fetch: Downloads at least the missing files.
+        everything: Whether to keep additional files that `fetch` downloads.
 
     Raises:
         ConfigError: Files are missing, and downloading them failed or is not allowed.
@@ -66,6 +68,7 @@ def provide(
                 raise refused(f"and the download of {url} failed ({one_line(failure)})")
             paths = Path(scratch).rglob("*") if everything else ()
             fetched = {str(path.relative_to(scratch)) for path in paths if path.is_file()}
+            # The missing files come last: a later run that finds them knows that all are complete.
             for name in [*(fetched - {*missing}), *missing]:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(Path(scratch, name), folder / name)
@@ -74,11 +77,6 @@ def provide(
 
 
 def _fetch_bounded(fetch: Fetch, folder: Path) -> Exception | None:
-    """Run a download in a thread; return its exception, or None if it succeeded.
-
-    If no data arrive for too long, return a TimeoutError. The thread then continues, because a name
-    lookup cannot be interrupted. As a daemon thread, it does not delay the exit of the process.
-    """
     failures: list[Exception] = []
 
     def run() -> None:
@@ -99,6 +97,8 @@ def _fetch_bounded(fetch: Fetch, folder: Path) -> Exception | None:
                 return failures[0] if failures else None
             size = _size_bytes(folder)
             if size == before:
+                # The thread continues, because a name lookup cannot be interrupted. As a daemon
+                # thread, it does not delay the exit of the process.
                 return TimeoutError(f"no data for {limit_s:g} s")
             before, limit_s = size, STALL_S
     finally:

@@ -28,16 +28,19 @@ CLASSES = (
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
 _UNSIGNED_BYTE = 8
-_MOST_BYTES = 1 << 30  # largest size of a file's data; the training images need less than 5%
+_MOST_BYTES = 1 << 30
+"""Largest size of a file's data, so that a small `.gz` cannot fill the memory. The training images
+need less than 5%."""
 
 
 class FashionMnist(ImageDataset):
     """Fashion-MNIST from four idx files, plain or `.gz`.
 
     The files are in the data root or in its folder FashionMNIST/raw. If `root` is None, they may
-    also be in the folder of Debian's package. Headers and lengths are checked; MD5 sums are not,
-    because compressing a file again changes its sum.
+    also be in the folder of Debian's package. Headers and lengths are checked; MD5 sums are not.
     """
+
+    # No MD5 sums, because compressing a file again changes its sum.
 
     class_count = 10
     class_names = CLASSES
@@ -81,11 +84,11 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """Read an idx file of unsigned bytes, plain or `.gz`, with this number of dimensions.
 
     The header has two zero bytes, the code of the type, the number of dimensions, and the size of
-    each dimension as a big-endian 32-bit integer. At most 1 GiB of data is read, so that a small
-    `.gz` cannot fill the memory.
+    each dimension as a big-endian 32-bit integer.
 
     Raises:
-        ValueError: The header is wrong, or the length of the data does not match it.
+        ValueError: The header is wrong, or the length of the data does not match it, or there is
+            more than 1 GiB of data.
     """
     packed = path.suffix == ".gz"
     header, magic = 4 + 4 * dimensions, bytes([0, 0, _UNSIGNED_BYTE, dimensions])

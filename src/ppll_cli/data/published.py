@@ -54,10 +54,12 @@ class Published(ImageDataset):
 
     @abstractmethod
     def open(self, part: Part, folder: Path, *, download: bool = False) -> Content:
-        """Return the images, uint8 [N, C, H, W], and the labels, integers [N], of `part`.
+        """Let torchvision check and read the files of `part` in `folder`.
 
-        torchvision checks and reads the files in `folder`; if `download`, it first downloads
-        missing files.
+        If `download` is true, torchvision first downloads missing files.
+
+        Returns:
+            The images, uint8 [N, C, H, W], and the labels, integers [N].
         """
 
     def prepare(self) -> None:  # noqa: D102
@@ -86,7 +88,7 @@ class Published(ImageDataset):
         return f"{', '.join(self.files(part))} in {self.folder}"
 
     def _explained(self, part: Part, error: Exception) -> ConfigError:
-        """Return an error that, unlike torchvision's, names the missing or damaged file."""
+        # torchvision's error does not name the missing or damaged file.
         from torchvision.datasets.utils import calculate_md5
 
         for name, published in self.files(part).items():

@@ -21,14 +21,14 @@ class Copies:
 
 
 class CopiedNetwork(nn.Module):
-    """Copied units in sequence, and a head, which may also read banked features."""
+    """Copied units in sequence, and a head, which may also read features of the bank."""
 
     def __init__(self, units: Sequence[nn.Module], head: nn.Module) -> None:
         super().__init__()
         self.units, self.head = nn.Sequential(*units), head
 
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
-        """Return the prediction for a module's features and banked features."""
+        """Return the prediction for a module's output `x` and features of the bank."""
         prediction: Tensor = self.head(self.units(x), *bank)
         return prediction
 
@@ -39,10 +39,15 @@ def later_units(site: Site) -> range:
 
 
 def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
-    """Copy the units with these indices, and the model's head.
+    """Copy some units and the model's head, for the auxiliary network of the module in `site`.
 
-    Each copy reads the output of the copy before it; the first one reads the module's features. The
-    copied head has the input shape of the model's head.
+    The first copy reads the module's output. Each further copy reads the output of the copy before
+    it. The copied head has the input shape of the model's head.
+
+    Args:
+        site: The module, and all units of the model.
+        indices: Indices of the units to copy, in order; may be empty.
+        method: Name of the local method, for error messages.
 
     Raises:
         ConfigError: A copy is not possible (see `copy_unit`).
@@ -57,15 +62,20 @@ def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
 
 
 def copy_unit(site: Site, index: int, shape: Shape, method: str) -> nn.Module:
-    """Copy a unit for features of a given shape.
+    """Copy a unit, with new random weights, so that it reads features of a given shape.
 
-    The copy has new random weights, but the unit's probabilities of dropout and stochastic depth.
-    If the unit reads only one tensor, and this tensor has the given shape, the copy's parameters
-    have the same names and shapes as the unit's parameters. In all other cases the unit's `adapt`
-    makes the copy.
+    The unit is built again if it reads a single tensor, of the same shape. Otherwise the unit's
+    `adapt` makes the copy.
+
+    Args:
+        site: Has all units of the model, and the shapes of their outputs.
+        index: The unit's index in the model.
+        shape: Shape of the features, without the batch dimension.
+        method: Name of the local method, for error messages.
 
     Raises:
-        ConfigError: A copy is not possible. The error names the local method, `method`.
+        ConfigError: The unit does not read the output of the unit before it, or has several
+            outputs, or needs an `adapt` and has none.
     """
     _check_chained(site, index, method)
     unit = site.units[index]
@@ -79,7 +89,6 @@ def copy_unit(site: Site, index: int, shape: Shape, method: str) -> nn.Module:
 
 
 def _check_chained(site: Site, index: int, method: str) -> None:
-    """Check that a unit reads the first output of the unit before it, and writes one tensor."""
     unit, before = site.units[index], site.units[index - 1]
     alone = len(unit.reads) == 1 or unit.adapt is not None
     if unit.reads[:1] != before.writes[:1] or len(unit.writes) > 1 or not alone:

@@ -107,14 +107,12 @@ class Head(ClassifierHead):
 
 
 def _convolution(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """Return a convolution for use before a norm: no bias, initialised by He's rule (fan out)."""
     layer = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
 
 
 def _shortcut(channels: int, width: int, stride: int) -> nn.Sequential | None:
-    """Return a 1x1 convolution and BatchNorm for a skip; None if the unit keeps the shape."""
     if stride == 1 and channels == width:
         return None
     return nn.Sequential(_convolution(channels, width, 1, stride), nn.BatchNorm2d(width))
@@ -138,11 +136,6 @@ def _adapted(
 def _trunk(
     stem: partial[Stem], kind: UnitType, counts: Sequence[int], first_width: int, drop_path: float
 ) -> list[Unit]:
-    """Return the stem and the groups of residual units.
-
-    In each group after the first group, the first unit halves H and W and doubles the width.
-    `drop_path` is the rate of the last unit's `DropPath`.
-    """
     probabilities = iter(rates(drop_path, sum(counts)))
     units = [Unit("stem", stem, reads=(IMAGE,))]
     channels = stem.keywords["width"]
@@ -166,16 +159,15 @@ def _head(channels: int, classes: int) -> Unit:
 class CifarResNet:
     """The ResNet for small images: three groups of n basic units, with 16, 32 and 64 channels.
 
-    The units are `stem`, `layer1.0` ... `layer3.{n-1}` and `head`. In units that change the shape,
-    the skip is a 1x1 convolution and a BatchNorm, as in InfoPro's code
-    (github.com/blackfeather-wang/InfoPro-Pytorch). In the original paper (arXiv 1512.03385, section
-    4.2), the skip pads with zeros instead, and the network has slightly fewer parameters.
+    The units are `stem`, `layer1.0` ... `layer3.{n-1}` and `head`. If a unit changes the shape, its
+    skip is a 1x1 convolution and a BatchNorm, as in InfoPro's code
+    (github.com/blackfeather-wang/InfoPro-Pytorch). The original network (arXiv 1512.03385, section
+    4.2) pads with zeros instead, so it has slightly fewer parameters.
 
     Attributes:
         depth: Number of layers, 6n + 2: usually 32 or 110.
-        drop_path: Probability that the last residual unit's branch is zeroed for a sample. The
-            probability grows linearly from 0 at the first residual unit (stochastic depth, arXiv
-            1603.09382).
+        drop_path: Probability that the last residual unit's branch is zeroed for a sample
+            (stochastic depth, arXiv 1603.09382). In the units before, it grows linearly from 0.
     """
 
     depth: Annotated[int, Field(le=MOST_LAYERS)]

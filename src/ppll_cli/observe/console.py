@@ -71,11 +71,7 @@ def _is_terminal(out: RichConsole) -> bool:
 def _never_raises(
     method: Callable[Concatenate["Console", P], None],
 ) -> Callable[Concatenate["Console", P], None]:
-    """Wrap a method so that it raises nothing but `Interrupted`: a display must not end a run.
-
-    Any other exception is logged. After it, all wrapped methods of the console do nothing.
-    """
-
+    # A display must not end a run.
     @wraps(method)
     def shown(console: "Console", /, *args: P.args, **kwargs: P.kwargs) -> None:
         if not console.lost:
@@ -88,10 +84,10 @@ def _never_raises(
 
 
 class Console:
-    """Writes results to stdout and to the log file.
+    """Prints the progress and the results of a run, and also writes them to the log file.
 
-    From `watch` to `close`, a terminal shows a live display. If stdout cannot show it, a plain line
-    is printed every few seconds. After printing has failed (`lost`), nothing more is printed.
+    From `watch` to `close`, stdout has a live display. If it cannot show one, a plain line is
+    printed every few seconds. If printing fails, `lost` becomes True, and nothing more is printed.
     """
 
     def __init__(self, facts: RunFacts) -> None:
@@ -171,7 +167,10 @@ class Console:
 
     @_never_raises
     def metrics(self, line: Line) -> None:
-        """Print an evaluation of the model's own head, with the latest training loss."""
+        """Print an evaluation of the model's own head.
+
+        The line of a training loss is not printed at once, but with the next evaluation.
+        """
         if line["module"] is not None:
             return
         split, metric = line["split"], self._facts.metric
@@ -255,7 +254,6 @@ class Console:
         self._print(printable(text), soft_wrap=True)
 
     def _print(self, what: Table | str, soft_wrap: bool = False) -> None:
-        """Print to stdout, and write the same as plain text to the log file."""
         text = _plain(what) if isinstance(what, Table) else what
         if isinstance(what, Table) and _least_width(self._out, what) > self._out.width:
             what, soft_wrap = text, True  # a table as wide as the terminal would break words
@@ -280,16 +278,15 @@ def _plain(table: Table) -> str:
 
 
 def _least_width(out: RichConsole, table: Table) -> int:
-    """Return the smallest width, in characters, at which a table breaks no words."""
     return Measurement.get(out, out.options.update_width(PLAIN_WIDTH), table).minimum
 
 
 @contextmanager
 def _logs_above() -> Iterator[None]:
-    """Make logs on the terminal appear above the live display."""
     moved: list[tuple[logging.StreamHandler[Any], Any]] = []
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream.isatty():
+            # Rich has replaced sys.stderr: its text appears above the live display.
             moved.append((handler, handler.setStream(sys.stderr)))
     try:
         yield

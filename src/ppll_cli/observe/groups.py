@@ -1,4 +1,4 @@
-"""Runs in a comparison, and groups of runs that differ only in their seed."""
+"""Runs that are compared, and groups of these runs that differ only in their seed."""
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -29,7 +29,7 @@ class Spread(NamedTuple):
 
 
 def spread(values: Iterable[float]) -> Spread | None:
-    """Return mean and deviation of values; None if there are no values."""
+    """Return mean and standard deviation of values; None if there are no values."""
     found = list(values)
     if not found:
         return None
@@ -37,7 +37,7 @@ def spread(values: Iterable[float]) -> Spread | None:
 
 
 def within_noise(one: Spread, other: Spread) -> bool | None:
-    """Return whether two means may differ only by noise; None if a mean is of a single value.
+    """Return whether noise can explain how two means differ; None if a mean is of a single value.
 
     The test is Welch's t-test, two-sided at 5 %, which allows unequal variances and sample sizes.
     """
@@ -58,16 +58,16 @@ def within_noise(one: Spread, other: Spread) -> bool | None:
 
 @dataclass(eq=False)
 class Row:
-    """A run in the comparison. Unknown numbers are None.
+    """A run that is compared with others. Unknown numbers are None.
 
     Attributes:
         conditions: Values that must be equal for two runs to be comparable.
-        settings: The run's values of settings in which the compared runs differ.
-        unequal: Conditions in which this run differs from most runs. For each condition: the value
-            of this run, and the value of most runs.
-        seconds_to_target: Training time until an evaluation reached the target.
-        bps: Comparable groups with back-propagation. The first is the run's baseline.
-        lls: Comparable groups with sequential local learning. The first is the run's baseline.
+        settings: The run's values of the settings in which the compared runs differ.
+        unequal: Conditions in which this run differs from most runs: its value, and theirs.
+        seconds_to_target: Seconds of training and evaluation until an evaluation reached the
+            comparison's `target`.
+        bps: Comparable groups with the schedule `bp`. The first is the run's baseline.
+        lls: Comparable groups with the schedule `ll`. The first is the run's second baseline.
     """
 
     run: FoundRun
@@ -84,7 +84,7 @@ class Row:
         return whole(self.run.get("gpus"))
 
     def of_stages(self, key: str) -> list[float]:
-        """Return the summary's number under `key` for each stage that has one."""
+        """Return a number that the run's summary has for stages; leave out stages without it."""
         stages = self.run.get("stages")
         known = stages if isinstance(stages, list) else []
         found = [finite(stage.get(key)) for stage in known if isinstance(stage, Mapping)]
@@ -104,11 +104,11 @@ class Row:
         return self.run.best
 
     def over_bp(self) -> float | None:
-        """Return the speed divided by the mean speed of the baseline in `bps`; None if unknown."""
+        """Return the speed-up over the baseline with back-propagation; None if unknown."""
         return self._over(self.bps)
 
     def over_ll(self) -> float | None:
-        """Return the speed divided by the mean speed of the baseline in `lls`; None if unknown."""
+        """Return the speed-up over the baseline with schedule `ll`; None if unknown."""
         return self._over(self.lls)
 
     def _over(self, baselines: Sequence["Group"]) -> float | None:
@@ -122,21 +122,22 @@ class Row:
 class Group:
     """Runs that differ only in their seed, or a single run.
 
-    Means are over the completed runs; if there are none, over all runs.
+    Means are over the completed runs. If no run is completed, they are over all runs.
 
     Attributes:
-        reference: The group with which tests for noise compare this group; None if there is none.
+        reference: The group with which tables compare this one, to mark differences that noise can
+            explain; None if there is none.
     """
 
     rows: Sequence[Row]
     reference: "Group | None" = None
 
     def keep_common_baselines(self) -> None:
-        """Remove `bps` (see `Row`) from all runs if a run in `averaged` has none; also `lls`.
+        """Empty all runs' `bps` if a run in `averaged` has none; do the same with `lls`.
 
-        So the mean speed-up is over the same runs as the mean speed. Runs may have different
-        baselines, because older runs did not record all conditions.
+        So the mean speed-up is over the same runs as the mean speed.
         """
+        # Runs may have different baselines, because older runs did not record all conditions.
         bps, lls = all(r.bps for r in self.averaged), all(r.lls for r in self.averaged)
         for row in self.rows:
             row.bps, row.lls = row.bps if bps else (), row.lls if lls else ()
@@ -164,9 +165,9 @@ class Group:
 
     @property
     def differs(self) -> str:
-        """Settings that differ between the compared runs, as on a command line.
+        """Settings in which the group differs from other runs, such as `stages=2 optim.lr=0.1`.
 
-        Settings that also differ between the runs in `averaged` are left out.
+        A setting is left out if its value differs between the runs in `averaged`.
         """
         return " ".join(
             f"{key}={value}" if value else key
@@ -184,7 +185,7 @@ class Group:
 
     @property
     def name(self) -> str:
-        """`names`, with "*" if the runs are not comparable to most runs."""
+        """`names`, with a "*" at the end if the group is not comparable to most compared runs."""
         return self.names + ("*" if self.first.unequal else "")
 
     @property
@@ -217,9 +218,10 @@ class Group:
         return self.spread(Row.rate)
 
     def within_noise_of(self, other: "Group | None", measure: Measure) -> bool | None:
-        """Return whether noise can explain the difference between two groups in a measure.
+        """Return whether noise can explain how this group and `other` differ in a measure.
 
-        The result is None if `other` is None or this group, or if the noise is unknown.
+        The result is None if `other` is None or this group itself. It is also None if one of the
+        groups has fewer than two seeds with a known value.
         """
         if other is None or other is self:
             return None
@@ -228,7 +230,6 @@ class Group:
 
 
 def _ranges(names: Sequence[str]) -> list[str]:
-    """Join three or more successive numbers among names into a range, such as "0-4"."""
     found: list[list[str]] = []
     for name in names:
         follows = found and name.isdecimal() and found[-1][-1].isdecimal()
@@ -260,6 +261,5 @@ def _alike(known: Mapping[int, Conditions], one: int, other: int) -> bool:
 
 
 def _seed(row: Row) -> Hashable:
-    """Return a run's seed; for an unknown seed, a value that no other run has."""
     found = seed(row.run)
-    return row.run.folder if found is None else found
+    return row.run.folder if found is None else found  # the folder counts as a seed of its own

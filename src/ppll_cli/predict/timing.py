@@ -32,11 +32,10 @@ CUDA_WARMUP_S = 0.5
 
 
 class Stopwatch:
-    """Measures times on a device: `mark` sets a point in the device's work.
+    """Measures how long a device works on one or more pieces of code.
 
-    On CUDA, `mark` records an event on the current stream of the current device, and `spans` waits
-    for the device. On CPU with a single thread, the thread's own CPU time is measured, without the
-    time that other programs take from its core.
+    Call `mark` before and after each piece, and at the end `spans`. On a CPU with a single thread,
+    the result is the thread's CPU time, so it does not contain the time of other programs.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -45,7 +44,7 @@ class Stopwatch:
         self._marks: list[Any] = []
 
     def mark(self) -> None:
-        """Set a point after all work that was queued on the device so far."""
+        """Mark the beginning or the end of a piece. On CUDA, use the current device and stream."""
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
@@ -54,25 +53,23 @@ class Stopwatch:
             self._marks.append(self._now())
 
     def spans(self) -> list[float]:
-        """Return the seconds between points 1 and 2, between points 3 and 4, and so on."""
+        """Return the seconds of each piece: between marks 1 and 2, between marks 3 and 4, ..."""
         pairs = list(zip(self._marks[::2], self._marks[1::2], strict=True))
         if not self._cuda:
             return [stop - start for start, stop in pairs]
-        for _, stop in pairs:  # wait for each point: points may be on several devices
+        for _, stop in pairs:  # wait for each mark: marks may be on several devices
             stop.synchronize()
         return [start.elapsed_time(stop) / 1000 for start, stop in pairs]
 
 
 def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]:
-    """Run a step several times after a warm-up, and return the median of each measured time.
+    """Run a step several times after a warm-up, and return the median of each time it returns.
 
-    On CUDA the first steps load kernels, choose algorithms and fill the allocator's cache. Some
-    later steps are slow too, because memory is allocated, or other processes use the CPU's caches.
-    The result is the median, not the minimum, because a run has such slow steps too. If other
-    programs disturbed most steps, this is recorded in `DISTURBED`.
+    If other programs disturbed most steps on the CPU, this is recorded in `DISTURBED`.
     """
     least_s = CUDA_WARMUP_S if device.type == "cuda" else 0.0
     started_s, steps = perf_counter(), 0
+    # On CUDA the first steps load kernels, choose algorithms and fill the allocator's cache.
     while steps < WARMUP or perf_counter() - started_s < least_s:
         step()
         steps += 1
@@ -86,6 +83,8 @@ def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]
     by_wall_clock = device.type == "cpu" and torch.get_num_threads() > 1  # see `Stopwatch`
     if by_wall_clock and median(shares) < LEAST_SHARE:
         DISTURBED.append(median(shares))
+    # Not the minimum: in a run, too, some steps are slow, because memory is allocated, or other
+    # processes use the CPU's caches.
     return [median(column) for column in zip(*rows, strict=True)]
 
 
@@ -101,9 +100,10 @@ def batch_like(spec: ValueSpec, samples: int, device: torch.device) -> Tensor:
 
 @contextmanager
 def saved_storages(others: Sequence[Tensor]) -> Iterator[dict[int, int]]:
-    """Collect the storages that autograd saves in the `with` block, without those of `others`.
+    """Collect what autograd saves for the backward in the `with` block.
 
-    During the block, the dictionary gets the size in bytes of each storage, by its address.
+    The dictionary gets the size in bytes of each saved storage, by its address. Storages of
+    `others`, for example of inputs and parameters, are left out.
     """
     found: dict[int, int] = {}
     kept: list[Tensor] = []  # keeps the memory, so that no address is used twice
@@ -126,7 +126,7 @@ def held(network: nn.Module) -> list[Tensor]:
 
 
 def trained_and_frozen(network: nn.Module) -> dict[str, int]:
-    """Count the trained parameters (`params`) and the bytes of all others (`frozen_bytes`)."""
+    """Return the number of trained parameters (`params`), bytes of others (`frozen_bytes`)."""
     parameters = list(network.parameters())
     return {
         "params": sum(p.numel() for p in parameters if p.requires_grad),
@@ -135,7 +135,7 @@ def trained_and_frozen(network: nn.Module) -> dict[str, int]:
 
 
 def storage(tensor: Tensor) -> tuple[int, int]:
-    """Return the address and the bytes of a tensor's storage."""
+    """Return the address and the size, in bytes, of a tensor's storage."""
     memory = tensor.untyped_storage()
     return memory.data_ptr(), memory.nbytes()
 
@@ -143,11 +143,17 @@ def storage(tensor: Tensor) -> tuple[int, int]:
 def time_criterion(
     criterion: Criterion, values: Mapping[str, Tensor], task: Task, numerics: Numerics
 ) -> dict[str, float]:
-    """Measure the cost of an auxiliary network with its loss and the task's metric.
+    """Measure time and memory of an auxiliary network, with its loss and the task's metric.
 
-    The criterion (network and loss) must be in training mode, on the device of `values`. In
-    `values`, the outputs of the module must require gradients. The result has `forward_s`,
-    `backward_s`, `saved_bytes`, `params` and `frozen_bytes`, as in `Measured`.
+    Args:
+        criterion: The auxiliary network with its loss, in training mode.
+        values: A batch of the tensors that the criterion reads, on its device. The module's outputs
+            among them must require gradients, as in training.
+        task: The task whose metric is computed.
+        numerics: Says how to compute, for example in mixed precision.
+
+    Returns:
+        `forward_s`, `backward_s`, `saved_bytes`, `params` and `frozen_bytes`, as in `Measured`.
     """
     device = next(iter(values.values())).device
     parameters = list(criterion.parameters())

@@ -1,22 +1,7 @@
 """Makes sure that the two ends of a ring use a slot one after the other.
 
-A token says that a slot was filled, or that it was given back (freed). On CPU, an end has finished
-with the slot when it sends the token. On CUDA, its work may still be queued, and CUDA does not
-order the work of two processes on shared memory. Therefore each end records a CUDA event before it
-sends the token. The stream of the other end waits for the event; the host never waits:
-
-    sender       wait for `given back`, copy, record `filled`      token ->
-    receiver                                                       wait for `filled`, compute,
-                                                         <- token  record `given back`
-
-One event per slot and direction is enough: an end records the event again only after a token from
-the other end, which sends this token after it has queued its wait for the event. Streams only wait
-for work that was queued earlier, in either process, so they cannot deadlock. The first token after
-an event was created contains the event's handle.
-
-Each end opens the other end's events in the context of its own device. So a receiver needs no
-context on the sender's device, which would take hundreds of MB there. (A sender has a context on
-the receiver's device anyway, because torch needs it to open the receiver's memory.)
+An end of a ring fills or frees a slot, and then sends a token to the other end. On CUDA, its work
+on the slot may still be queued at that time. Then the other end has to wait for this work.
 """
 
 import logging
@@ -33,7 +18,10 @@ Tensors = Mapping[str, Tensor]
 
 
 class Moment:
-    """The end of the work that is queued on a device's current stream when this object is made."""
+    """Remembers which work is queued on a device's current stream, so that `wait` can wait for it.
+
+    Work that is queued later does not count.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._event: torch.cuda.Event | None = None
@@ -42,7 +30,7 @@ class Moment:
             self._event.record(torch.cuda.current_stream(device))
 
     def wait(self) -> None:
-        """Block the calling thread until the work is done, without using CPU time meanwhile."""
+        """Block the calling thread until this work is done, without using CPU time meanwhile."""
         if self._event is not None:
             self._event.synchronize()
 
@@ -61,38 +49,38 @@ def let_default_stream_wait(device: torch.device) -> None:
 
 
 class Order:
-    """Makes sure that one end of a channel has finished with a slot before the other end uses it.
+    """Makes sure that one end of a ring has finished with a slot before the other end uses it.
 
-    An end calls `fill` or `give_back`, and then sends a token to the other end. This class is for
-    the CPU: both methods return when the work is done, so the token alone is enough.
+    The sender calls `fill`. The receiver calls `take`, computes, and calls `give_back`. The bytes
+    that `fill` and `give_back` return are sent to the other end, which passes them to `learn` if
+    they are not empty.
 
-    The subclass `CudaOrder` uses CUDA events. Its `fill` and `give_back` return the handle of a new
-    event, or b"" if the slot already had one. The subclass `HostOrder` is for CUDA devices whose
-    processes cannot share events.
+    This class is for rings with an end on the CPU. For two CUDA devices there is `CudaOrder`, or
+    `HostOrder` if their processes cannot share CUDA events.
     """
 
     def learn(self, handle: bytes) -> None:
-        """Store the other end's CUDA event for the next slot. Only `CudaOrder` uses events."""
+        """Open the other end's CUDA event, first for slot 0, then for slot 1, and so on."""
         raise AssertionError(handle)
 
     def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
-        """Copy tensors into the views of a free slot."""
+        """Copy tensors into the views of a free slot. Return bytes for `learn`."""
         for name, tensor in tensors.items():
             views[name].copy_(tensor.detach())
         return b""
 
     def take(self, slot: int) -> None:
-        """Make the work that is queued after this call wait until the slot is filled."""
+        """Make work that the receiver queues after this call wait until the slot is filled."""
 
     def give_back(self, slot: int) -> bytes:
-        """Let the other end use the slot when the work that this end has queued so far is done."""
+        """Free the slot after all work that is queued so far. Return bytes for `learn`."""
         return b""
 
 
 class HostOrder(Order):
     """Orders the work of two CUDA devices without CUDA IPC. The slots are in host memory.
 
-    Each end waits, on the CPU, until its device has finished with a slot; then it sends the token.
+    The host waits until its device has finished with a slot. Then the other end is told.
     """
 
     def __init__(self, device: str) -> None:
@@ -114,13 +102,30 @@ class HostOrder(Order):
 class CudaOrder(Order):
     """Orders the two ends' work by CUDA events, on two devices or in two processes on one device.
 
+    A stream of one end waits for events of the other end; the host never waits.
+
     Args:
         device: This end's device.
         other: The other end's device.
-        aside: Whether copies run on a side stream, parallel to computation. True if the copies are
-            to another device or to the host. Inside one device, a parallel copy would only slow
-            down computation.
+        aside: Whether copies run on a side stream, parallel to computation. Set it if they leave
+            the device; inside one device, a parallel copy would only slow down computation.
     """
+
+    # CUDA does not order the work of two processes on shared memory. Therefore each end records an
+    # event before it sends the token:
+    #
+    #   sender       wait for `given back`, copy, record `filled`      token ->
+    #   receiver                                                       wait for `filled`, compute,
+    #                                                        <- token  record `given back`
+    #
+    # One event per slot and direction is enough: an end records the event again only after a token
+    # from the other end, which sends this token after it has queued its wait for the event. Streams
+    # only wait for work that was queued earlier, in either process, so they cannot deadlock. The
+    # first token after an event was created contains the event's handle.
+    #
+    # Each end opens the other end's events in the context of its own device. So a receiver needs no
+    # context on the sender's device, which would take hundreds of MB there. (A sender has a context
+    # on the receiver's device anyway, because torch needs it to open the receiver's memory.)
 
     def __init__(self, device: str, other: str, aside: bool) -> None:
         self._device, self._other = torch.device(device), torch.device(other)
@@ -130,7 +135,7 @@ class CudaOrder(Order):
         self._theirs: list[torch.cuda.Event] = []
 
     def learn(self, handle: bytes) -> None:
-        """Open the other end's event for the next slot; handles arrive in the slots' order."""
+        """Open the other end's event by its handle. The calls are for slot 0, slot 1, and so on."""
         with cuda_ipc():
             self._theirs.append(self._open(handle))
 
@@ -150,7 +155,7 @@ class CudaOrder(Order):
         return opened
 
     def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
-        """Queue copies of tensors into a slot; they start after the slot was given back."""
+        """Queue copies of tensors into a slot; the device starts them when the slot is free."""
         current = torch.cuda.current_stream(self._device)
         if not self._aside:
             self._wait(slot, current)
@@ -174,11 +179,11 @@ class CudaOrder(Order):
             return self._record(slot, self._side)
 
     def take(self, slot: int) -> None:
-        """Make the current stream wait until the slot is filled."""
+        """Make the current stream wait until the slot is filled; the host does not wait."""
         self._wait(slot, torch.cuda.current_stream(self._device))
 
     def give_back(self, slot: int) -> bytes:
-        """Record on the current stream that this end has finished with the slot."""
+        """Free the slot after the work on the current stream; the host does not wait."""
         return self._record(slot, torch.cuda.current_stream(self._device))
 
     def _wait(self, slot: int, stream: torch.cuda.Stream) -> None:

@@ -1,8 +1,7 @@
-"""The two ends of a ring: slots in shared memory that are used for one message after another.
+"""The two ends of a ring: a channel whose slots are in shared memory and are used in turn.
 
-A sender copies its tensors into a slot and sends a token, a short message, through a pipe. The
-receiver computes with the tensors in the slot, without a copy. Slots are filled, read and freed in
-one fixed order, so a token need not name its slot.
+The sender copies tensors into a slot, and sends a token (a short message) through a pipe. The
+receiver usually computes with the tensors in the slot, without a copy.
 """
 
 import pickle
@@ -16,6 +15,7 @@ from ppll_cli.transport.order import Order
 from ppll_cli.transport.pipes import FreeSlots, Inlet, PipeEnds
 from ppll_cli.transport.slots import Layout, Slots, layout_of
 
+# A token does not name its slot, because both ends use the slots in the same order.
 _Token = tuple[Header, int, Layout | None, bytes]
 """The header; the number of the layout; the layout itself, only in the first message with this
 layout (else None); the handle of the slot's CUDA event, only in the slot's first message (else
@@ -40,12 +40,7 @@ class RingSender:
         return self._free.wait(timeout_s, self._take)
 
     def _take(self, answer: bytes) -> int:
-        """Handle a message from the receiver, and return how many slots become free.
-
-        If the slots are on a device, the first message has a handle to their memory, and then all
-        slots are free. Every other message frees one slot.
-        """
-        if self._slots.memory.tensor is None:
+        if self._slots.memory.tensor is None:  # on a device: the first message has its handle
             self._slots.memory.accept(answer)
             return self._slots.count
         if answer:
@@ -53,7 +48,11 @@ class RingSender:
         return 1
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
-        """Fill the next slot and send the token; raise ValueError if the tensors do not fit."""
+        """Fill the next slot and send the token.
+
+        Raises:
+            ValueError: The tensors do not fit into a slot.
+        """
         layout = layout_of(tensors)
         slot, views = self._slots.next(layout)
         handle = self._order.fill(slot, views, tensors)

@@ -37,23 +37,23 @@ UNTRAINED = (
 class Networks:
     """The networks of a chunk, initialized from the run's seed.
 
-    Lists of parameters are cached, because collecting them takes longer than many kernels. The
-    argument `site` describes the model; it may be the `Site` of any module.
+    Args:
+        place: The chunk: its units, and the module to which they belong.
+        site: Describes the model; may be the `Site` of any module.
+        replicas: The replicas of the stage; None if the stage has only one worker.
 
     Attributes:
-        place: Says which units the chunk has, and which module it belongs to.
         units: The units and their networks, in order.
-        exports: Units (with their networks) that compute values for the losses of later modules.
+        exports: The module's exports and their networks; empty if no module ends here.
         criterion: The module's loss with its auxiliary network; None if no module ends here.
         optimizer: The optimizer of all parameters; None if there are no parameters.
-        versions: The `Versions` (recent weights) of each unit whose weights the loss of an earlier
-            module reads, by the unit's index in the model.
+        versions: Recent weights of each unit whose weights an earlier module's loss reads, by the
+            unit's index in the model.
         ema: Averages of the units' weights; None if the run keeps none.
         averaged: Whether the units compute with the averages in `ema` now.
         average: Averages the gradients over the replicas; None if the stage has only one worker.
-        squared_norm: Squared gradient norm at the last step, before clipping; a scalar on the
-            device. Under local learning it is the norm of the module's gradients, otherwise of the
-            model's. None if not needed.
+        squared_norm: Squared gradient norm at the last step, before clipping: of the chunk under
+            local learning, otherwise of the model. A scalar on the device; None if not needed.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Networks:
         criterion = [] if self.criterion is None else [self.criterion]
         return [network for _, network in (*self.units, *self.exports)] + criterion
 
-    @cached_property
+    @cached_property  # because collecting the parameters takes longer than many kernels
     def parameters(self) -> list[nn.Parameter]:
         """The parameters of all networks; one that two networks share is listed twice."""
         return [p for network in self.networks for p in network.parameters()]
@@ -118,7 +118,8 @@ class Networks:
 
     @property
     def unit_state(self) -> list[Tensor]:
-        """The units' parameters and buffers. Not cached: a network may replace its buffers."""
+        """The units' parameters and buffers."""
+        # Not cached: a network may replace its buffers.
         buffers = (buffer for _, network in self.units for buffer in network.buffers())
         return [*chain.from_iterable(self.unit_parameters), *buffers]
 
@@ -136,7 +137,7 @@ class Networks:
 
     @property
     def memories(self) -> list[Tensor]:
-        """Buffers that training may read: all but running statistics, which evaluations read."""
+        """Buffers that training may read: all except those of BatchNorm and InstanceNorm layers."""
         return [buffer for layer in self._remembering for buffer in layer.buffers(recurse=False)]
 
     @cached_property
@@ -151,10 +152,10 @@ class Networks:
         return self.criterion is not None and any(True for _ in self.criterion.parameters())
 
     def is_trained_by(self, loss: Tensor) -> bool:
-        """Return whether a loss depends on a tensor that requires gradients.
+        """Return whether a loss requires gradients, so that its backward is possible.
 
         Raises:
-            RuntimeError: It does not, although some parameters require gradients.
+            RuntimeError: The loss requires no gradients, although some parameters do.
         """
         if not loss.requires_grad and any(p.requires_grad for p in self.parameters):
             raise RuntimeError(
@@ -165,10 +166,11 @@ class Networks:
         return loss.requires_grad
 
     def tell_if_untrained(self, outputs: Collection[str], gradients: Collection[str]) -> None:
-        """Warn, only the first time, if the module's loss does not train the chunk's units.
+        """Warn, only once, if the module's loss does not train the chunk's units.
 
-        `outputs` names the outputs that require gradients; integers, for example, never do.
-        `gradients` names the outputs for which the loss has gradients.
+        Args:
+            outputs: Names of the chunk's outputs that require gradients.
+            gradients: Names of the outputs that got a gradient from the loss.
         """
         if (outputs or self.unit_weights) and not gradients and not self._told:
             self._told = True
@@ -179,13 +181,13 @@ class Networks:
         return self.job.numerics.autocast(self.device)
 
     def use_averages(self, averaged: bool) -> None:
-        """Choose whether units compute with averaged weights, if there are any."""
+        """Let the units compute with the averages in `ema`, or again with the trained weights."""
         if self.ema is not None and averaged != self.averaged:
             self.ema.swap()
             self.averaged = averaged
 
     def start_average(self) -> None:
-        """Prepare to average the gradients of the next backward pass over the stage's replicas."""
+        """Prepare to average gradients over the replicas, before the batch's last backward."""
         assert self.average is not None
         self.average.start()
 
@@ -195,9 +197,9 @@ class Networks:
         self.nonfinite.found |= self.average.finish()
 
     def complete_average(self) -> None:
-        """After a backward, start the all-reduces that the backward itself has not started.
+        """Start averaging the prepared gradients whose average has not begun during the backward.
 
-        Do nothing if `start_average` was not called before the backward.
+        Call this after each backward. It does nothing if `start_average` was not called before.
         """
         if self.average is not None:
             self.average.complete()

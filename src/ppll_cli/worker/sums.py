@@ -15,12 +15,12 @@ JOINED = 64
 
 @dataclass
 class Sums:
-    """Losses and metrics of some batches, kept on the device: reading them would block the host.
+    """Losses and measurements of some batches. They stay on the device, so the host need not wait.
 
     Attributes:
         loss: Sum of the losses of all samples, a scalar.
-        samples: Number of samples; after a sum over replicas, a scalar tensor on the device.
-        measures: Results of the task's `measure`, [n, columns] each, in the order of batches.
+        samples: Number of samples; in a result of `over`, a scalar tensor on the device.
+        measures: Results of the task's `measure`, [n, columns] each, in the order of the batches.
     """
 
     loss: Tensor | float = 0.0
@@ -60,15 +60,17 @@ class Sums:
 
     @classmethod
     def of(cls, plain: Mapping[str, Any], device: torch.device) -> "Sums":
-        """Restore sums from the result of their method `plain`."""
+        """Restore sums from a result of `plain`."""
         rows = torch.tensor(plain["rows"], dtype=torch.float64, device=device)
         shaped = rows.reshape(len(plain["rows"]), plain["columns"])
         return cls(plain["loss"], plain["samples"], [shaped])
 
 
 def split_of(split: str, name: str) -> str:
-    """Return the key of a prediction's sums in `HeldChunk.sums`, such as "test" or "test.probe".
+    """Return the key of the sums of a prediction: "test", or "test.probe" for the name "probe".
 
-    `name` is the name of a further prediction (see `Criterion.further`), otherwise "".
+    Args:
+        split: Name of a split, such as "test".
+        name: Name of an additional prediction (see `Criterion.further`); "" for the main one.
     """
     return f"{split}.{name}" if name else split

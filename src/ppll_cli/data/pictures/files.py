@@ -29,7 +29,7 @@ Box = tuple[float, float, float, float]
 
 _GAP = 2.0
 """`cut_out` may decode a large JPEG at a reduced size. The shorter side of the piece is then still
-at least this many times as long as the side of the result."""
+at least this many times as long as the side of the result, so that no difference is visible."""
 
 _MOST_16_BIT = 0xFFFF
 _QUIET = Lock()  # all threads share the warning filters, so one thread at a time changes them
@@ -49,7 +49,11 @@ class Header(NamedTuple):
 
 
 def header(path: Path) -> Header:
-    """Read the header of a picture without decoding its pixels; raise errors as `decoded` does."""
+    """Read the header of a picture without decoding its pixels.
+
+    Raises:
+        ConfigError: The file cannot be read as a picture.
+    """
     with _opened(path) as (_, found):
         return found
 
@@ -68,11 +72,11 @@ def decoded(path: Path) -> Image.Image:
 
 
 def in_memory(image: Image.Image) -> Image.Image:
-    """Return a copy of a picture of Pillow as `decoded` returns it: in RGB, and upright by EXIF.
+    """Return a copy of a Pillow picture like one of `decoded`: in RGB, and upright by EXIF.
 
     Raises:
         ValueError: The picture's pixels are floating-point numbers, or have more than 16 bits.
-        OSError: Pillow opened the picture's file, but cannot decode it.
+        OSError: The picture was opened from a file, and its pixels cannot be decoded.
     """
     copy = image.copy()  # decodes the pixels; Pillow turns a TIFF upright then
     turned = Header(copy.size, _orientation(image))
@@ -80,11 +84,18 @@ def in_memory(image: Image.Image) -> Image.Image:
 
 
 def cut_out(path: Path, side: int, box_in: Callable[[int, int], Box]) -> Image.Image:
-    """Decode a picture as `decoded` does, and resize a piece of it to a square of `side` pixels.
+    """Decode a picture as `decoded` does, and return a piece of it, resized to a square.
 
-    `box_in` takes width and height of the upright picture, and returns the box of the piece, in
-    pixels. A JPEG that is much larger than needed is decoded at a half, a quarter or an eighth of
-    its size, which is faster. `_GAP` limits this reduction so that no difference is visible.
+    To save time, a JPEG that is much larger than needed is decoded at a reduced size. The
+    difference is not visible.
+
+    Args:
+        path: The picture's file.
+        side: Side of the resulting square, in pixels.
+        box_in: Takes width and height of the upright picture, and returns the box of the piece.
+
+    Raises:
+        ConfigError: The file cannot be read as a picture.
     """
     with _opened(path) as (image, found):
         width, height = found.upright

@@ -1,10 +1,9 @@
 """The machines of a run, and the messages between their launchers.
 
-torchrun or srun starts one launcher on each machine. The launchers meet at a store (a key-value
-server) of torch.distributed, where each launcher updates a counter every half second as its sign of
-life. Machine 0's launcher directs the run by messages in JSON; the other launchers send it the
-reports of their workers. A separate thread uses the store: if the store does not answer, only this
-thread is blocked.
+torchrun or srun starts one launcher on each machine. The launchers exchange messages through a
+key-value store of torch.distributed. Machine 0's launcher directs the run; the other launchers send
+it the reports of their workers. As a sign of life, each launcher increases a number in the store
+every half second.
 """
 
 import json
@@ -56,10 +55,10 @@ class Fleet:
     Attributes:
         interface: Name of the network interface to the other machines; empty if unknown.
         jobs: Number of the current job, from 1; 0 before the first job.
-        parcels: The current job's transfers of files, by the other machine's number; only between
-            machine 0 and machines that do not share the run directory.
-        remembered: On machine 0, the run directory if torchrun has restarted the launchers; else
-            None.
+        parcels: Open transfers of files, by the number of the other machine. A machine that shares
+            the run directory with machine 0 needs none.
+        remembered: On machine 0, after torchrun has restarted the launchers: the run directory. In
+            all other cases None.
 
     Raises:
         ConfigError: A machine does not join in time, or its versions differ from machine 0's.
@@ -75,6 +74,7 @@ class Fleet:
         self.remembered: str | None = None
         self._heard_s = dict.fromkeys(range(where.machines), time.monotonic())
         self._met: Future[list[Machine]] = Future()
+        # If the store does not answer, only this thread is blocked.
         self._thread = Thread(target=self._work, name="ppll-fleet", daemon=True)
         self._thread.start()
         self.machines = self._meet_in_time()
@@ -88,12 +88,12 @@ class Fleet:
 
     @property
     def store(self) -> str:
-        """Address of the store by which the workers of the current job find one another."""
+        """Address (`tcp://...`) at which the workers of the current job find one another."""
         where = self._where
         return f"tcp://{where.host}:{where.port}/ppll-run/{self._session}/{self.jobs}"
 
     def name(self, machine: int) -> str:
-        """Return a machine's name in messages: its number and host."""
+        """Return a machine's name for texts, such as "machine 1 (host7)"."""
         return f"machine {machine} ({self.machines[machine].host})"
 
     def tell(self, message: Message) -> None:
@@ -102,7 +102,7 @@ class Fleet:
         self._said += 1
 
     def fail(self, error: Exception) -> None:
-        """Send the exception that ends the current job or all jobs; `read_error` restores it."""
+        """Send the error that ends the current job, or the run. The receiver calls `read_error`."""
         if not isinstance(error, ConfigError | Interrupted | WorkerFailedError):
             prefix = "" if isinstance(error, PpllError) else f"{type(error).__name__}: "
             error = RunFailedError(f"{self.name(self.rank)}: {prefix}{error}")
@@ -117,7 +117,7 @@ class Fleet:
         """Return the next message, or None if none comes within `timeout_s` seconds.
 
         Raises:
-            RunFailedError: There is no message, and a transfer of files has failed.
+            RunFailedError: No message came, and a transfer of files has failed.
         """
         if self._unheard is not None:
             message, self._unheard = self._unheard, None
@@ -129,16 +129,15 @@ class Fleet:
         return None
 
     def given_up(self, message: Message) -> RunFailedError:
-        """Return an error which says that machine 0 has given up the current job.
+        """Return an error: machine 0 has given up the current job. `hear` will repeat `message`.
 
-        `message` shows this: it comes before the end of the current job, but is about another job
-        or about the end of all jobs. The next `hear` returns the message again.
+        Call this if `message` begins another job, or ends all jobs, before this job has ended.
         """
         self._unheard = message
         return RunFailedError(f"{self.name(0)} has given up the run")
 
     def silent(self) -> tuple[int, str] | None:
-        """Return the number of a silent machine and an error text; None if no machine is silent."""
+        """Return the number of a machine without a sign of life, and an error text; else None."""
         now = time.monotonic()
         if now - self._looked_s > OWN_GAP_S:
             self._since_s = now  # this launcher was stopped: the silence before does not count
@@ -154,7 +153,7 @@ class Fleet:
         return None
 
     def remember(self, run_dir: str) -> None:
-        """Store the run directory's path, for launchers that torchrun restarts."""
+        """Store the run directory's path, for the launchers after a restart (see `remembered`)."""
         self._outbox.put(("run directory", run_dir))
 
     def open_parcels(self, machine: int) -> Parcels:
@@ -221,12 +220,6 @@ class Fleet:
         return dist.PrefixStore("ppll-run", store)  # type: ignore[attr-defined]
 
     def _meet(self) -> list[Machine]:
-        """Agree on a session with the other machines, and return each machine's description.
-
-        If torchrun has restarted the launchers, the store may hold entries from before. So each
-        session has a new name. Each machine sends a random word, and waits until machine 0 answers
-        with a welcome that has this word.
-        """
         until_s = time.monotonic() + self._where.limit_s
         self._everywhere = self._connect(is_master=self.first and not self._where.hosted)
         own = {"machine": vars(Machine.here()), "word": secrets.token_hex(8)}
@@ -236,7 +229,6 @@ class Fleet:
         return greeted([each for each in welcome if each is not None])
 
     def _welcome(self, own: Message, until_s: float) -> list[Message | None]:
-        """On machine 0, collect each machine's first message; None stands for a missing machine."""
         store, self._session = self._everywhere, own["word"]
         found = store.check(["run directory"])
         self.remembered = store.get("run directory").decode() if found else None
@@ -254,7 +246,6 @@ class Fleet:
         return welcome
 
     def _hello(self, own: Message, until_s: float) -> list[Message | None]:
-        """On other machines, send `own` to machine 0; return the first messages of all machines."""
         store, self._session = self._everywhere, ""
         while time.monotonic() < until_s + LEAVING_S:  # longer than machine 0 waits
             if store.check(["session"]) and (new := store.get("session").decode()) != self._session:
@@ -285,10 +276,6 @@ class Fleet:
         return ConfigError("nnodes", self._where.machines, f"{problem} {within}")
 
     def _work(self) -> None:
-        """Meet the others. Then send signs of life, and send and receive messages.
-
-        This ends after `close`, or if the store fails.
-        """
         try:
             self._met.set_result(self._meet())
         except Exception as error:
@@ -329,7 +316,7 @@ def _first_line(error: Exception) -> str:
 
 
 def read_error(message: Message) -> PpllError:
-    """Return the exception that `Fleet.fail` sent."""
+    """Return the exception that is in a message of `Fleet.fail`."""
     number, arguments, fields = message["error"]
     error: PpllError = _TOLD[number].__new__(_TOLD[number], *arguments)
     vars(error).update(read(fields))

@@ -60,10 +60,6 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
 
 
 def _wait_until_ready(fleet: Fleet, job: Job) -> None:
-    """Wait until all machines are ready to start their workers.
-
-    Send the checkpoint's files to each machine that does not share the run directory.
-    """
     waiting, until_s = {*range(1, len(fleet.machines))}, time.monotonic() + PREPARING_S
     paths = [Path(job.checkpoint or "", file.name) for file in _checkpoint_files(job)]
     sent: list[Event] = []
@@ -91,7 +87,6 @@ def _wait_until_ready(fleet: Fleet, job: Job) -> None:
 def _announcement(
     fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_dir: Path, mark: str
 ) -> Message:
-    """Return the message that announces a job, with all settings that machine 0 has decided."""
     job = prepared.job
     fixed = json.loads(json.dumps(config))
     fixed |= {"threads": job.threads, "gpus": len(job.seats), "resume": None}
@@ -131,7 +126,8 @@ def follow(fleet: Fleet) -> None:
     """Run this machine's part of each job, until machine 0 announces the end of all jobs.
 
     Raises:
-        PpllError: A job failed on this machine, machine 0 refused a job, or a machine is silent.
+        PpllError: A job failed, or machine 0 gives no sign of life. After a failed job, this
+            machine first runs its part of all later jobs.
     """
     failed: PpllError | None = None
     kind = ""
@@ -190,11 +186,6 @@ def _run_part(fleet: Fleet, message: Message) -> None:
 
 
 def _within_reach(fleet: Fleet, message: Message, held: ExitStack) -> Message:
-    """Return machine 0's message about a job, with paths that exist on this machine.
-
-    If this machine does not share the run directory, replace it by a temporary folder, and fetch
-    the checkpoint from which the run resumes. The folder exists until `held` is closed.
-    """
     run_dir, seen = Path(message["run_dir"]), ""
     with suppress(OSError):
         seen = (run_dir / MARK).read_text()
