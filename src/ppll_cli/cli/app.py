@@ -71,10 +71,7 @@ def main() -> NoReturn:
 
 
 def _leave(number: int, _: FrameType | None) -> NoReturn:
-    """Handle a signal that arrives while there are no workers: end the process at once.
-
-    This handler raises no exception, because the code that the signal interrupts could catch it.
-    """
+    # No exception is raised here, because the code that the signal interrupts could catch it.
     forkserver.kill()
     scratch.remove()
     with suppress(Exception):
@@ -111,10 +108,6 @@ def _main(arguments: list[str]) -> None:
 
 
 def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) -> None:
-    """Take part in a run on several machines, as the launcher of this machine.
-
-    The launcher of machine 0 composes the configuration, and tells the other launchers what to do.
-    """
     from ppll_cli.launch.machines.fleet import Fleet
 
     fleet = Fleet(where)
@@ -144,7 +137,6 @@ def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) 
 
 
 def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None" = None) -> None:
-    """Make Hydra compose the configuration of each job and run the jobs."""
     import argparse
 
     import hydra
@@ -189,10 +181,6 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
 
 
 def _for_hydra(jobs: Jobs) -> None:
-    """Check the folders that the command line names, and set `sys.argv` to Hydra's arguments.
-
-    If a run or sweep is to be resumed, read its record and store it in `jobs`.
-    """
     from ppll_cli.launch.resume import recorded
     from ppll_cli.launch.sweeps import recorded_sweep
 
@@ -216,7 +204,6 @@ def _for_hydra(jobs: Jobs) -> None:
 
 
 def _raise_first(jobs: Jobs) -> None:
-    """Print how to resume a sweep, if that can help; then raise the first failure, if any."""
     failures = jobs.failures
     broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]
     helps = any(not getattr(e, "repeats", False) for e in broken) or (jobs.ends and not failures)

@@ -45,8 +45,8 @@ def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run
     """Return the error that the user sees when the configuration cannot be composed.
 
     Args:
-        error: The exception. A ConfigError is returned unchanged. For any other exception, the
-            message describes its cause or, without one, the exception itself.
+        error: The exception. A ConfigError is returned unchanged. If another exception has a
+            `__cause__`, the message describes the cause.
         arguments: The arguments of the command line, or the overrides of a job.
         program: Name of the program whose `--help` the message suggests.
     """
@@ -91,6 +91,8 @@ def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run
 def refuse_arguments(_: object, message: str) -> NoReturn:
     """Refuse a command line that Hydra's argument parser cannot read.
 
+    It replaces the method `error` of `argparse.ArgumentParser`, which would end the program.
+
     Raises:
         ConfigError: Always.
     """
@@ -114,10 +116,6 @@ def _no_override(error: OverrideParseException, ask_help: str) -> ConfigError:
 
 
 def _no_place(error: OSError, given: Mapping[str, str], usual: str) -> ConfigError:
-    """Return the error for a folder or file of results that Hydra could not write.
-
-    `usual` is the key of the folder for results: `hydra.run.dir` or `hydra.sweep.dir`.
-    """
     remedy = f"give {usual}=FOLDER with a folder that you can write to"
     if given.get("resume", "null") != "null":
         usual, remedy = "resume", "make this folder writable, because the run continues there"
@@ -133,17 +131,11 @@ def _no_place(error: OSError, given: Mapping[str, str], usual: str) -> ConfigErr
 
 @dataclass(frozen=True)
 class _Options:
-    """The options of all groups: the program's, and those in the user's folders.
-
-    `given` maps the key of each override to its value, as text.
-    """
-
-    given: Mapping[str, str]
-    folders: Sequence[Path]
+    given: Mapping[str, str]  # the value of each override as text, by key
+    folders: Sequence[Path]  # the user's folders of options
 
     @classmethod
     def of(cls, arguments: Sequence[str]) -> Self:
-        """Find the overrides and the user's folders in the arguments of a program or a job."""
         overrides = [argument for argument in arguments if is_override(argument)]
         given = {key_of(override): override.partition("=")[2] for override in overrides}
         searched = [override for override in overrides if key_of(override) == SEARCH_PATH]
@@ -173,10 +165,6 @@ class _Options:
         return found
 
     def all_keys(self) -> list[str]:
-        """Return the keys of the chosen options, such as `optim.lr`, and groups, such as `optim`.
-
-        If the chosen options cannot be composed, return the keys of the default options.
-        """
         chosen = [f"{key}={value}" for key, value in self.given.items() if value in self.names(key)]
         if self.folders:
             chosen.append(search_path(self.folders))

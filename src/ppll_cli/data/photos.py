@@ -23,8 +23,6 @@ PACKAGES = "apt-get install lomiri-wallpapers-16.04 mate-backgrounds"
 class Photos(PictureDataset):
     """The pictures in some folders, without subfolders; the last three by name are the test set.
 
-    Names are compared in lower case.
-
     Attributes:
         folders: Folders with .png, .jpg or .jpeg files.
         longest_side: Larger pictures are reduced so that their longer side has this many pixels,
@@ -35,7 +33,7 @@ class Photos(PictureDataset):
     longest_side: Count | None
 
     def prepare(self) -> None:
-        """Decode the pictures; warn if the user gave `root` instead of `folders`."""
+        """Decode the pictures; warn if the user gave `root`, which has no effect."""
         if self.root is not None:
             given = self.root, ",".join(self.folders)
             log.warning("data.root=%s has no effect: the pictures are in data.folders=[%s]", *given)
@@ -79,5 +77,4 @@ class Photos(PictureDataset):
 
     @property
     def _given(self) -> str:
-        """The folders as the user writes them on the command line."""
         return f"[{','.join(self.folders)}]"

@@ -54,12 +54,12 @@ class Seat(NamedTuple):
 class Job:
     """Everything that a worker needs to know about the run.
 
-    `settings` has what the user set. Some options may be None there, for example `gpus` and
-    `threads`; then `devices` and the property `threads` have the values that the program chose.
-    `local` has the options of the local method, including the defaults of its feature bank.
-
-    A stage takes a snapshot after at most `snapshot_every` messages on a channel; 0 means that no
-    worker is restarted.
+    Attributes:
+        settings: What the user set. Options such as `gpus` and `threads` may be None; `devices` and
+            the property `threads` have the values that the program chose.
+        local: Options of the local method, with the defaults of its feature bank filled in.
+        snapshot_every: Number of messages on a channel after which a stage takes a snapshot. It may
+            take one earlier. 0: no worker is restarted.
     """
 
     settings: Settings
@@ -159,7 +159,7 @@ class Job:
 
     @property
     def warmup(self) -> int:
-        """Number of batches before the steady state; all if the process trains fewer than five."""
+        """Number of batches before the steady state; all, if fewer than five are left to train."""
         steps = max(0, self.course.steps - self.start)
         return min(10, steps // 5) if steps >= 5 else steps
 
@@ -181,7 +181,10 @@ class Job:
         return used or self.settings.log_grad_norm
 
     def place(self, stage: int, microbatches: int) -> Place:
-        """Describe a stage to the schedule; a training batch has `microbatches` micro-batches."""
+        """Return the facts about a stage from which a schedule makes its training instructions.
+
+        `microbatches` is the number of micro-batches of a batch, or of a replica's share of it.
+        """
         norms = self.needs_norm and not self.local_learning
         return Place(stage, self.routes, microbatches, norms, self.replicas)
 
@@ -199,11 +202,8 @@ class Job:
 
     @cached_property
     def _training(self) -> dict[int, list[list[Instruction]]]:
-        """The instructions of each stage, by number of micro-batches.
-
-        The parent process makes them before it pickles the job. So all workers execute these
-        instructions, even if a user's schedule would yield others in their processes.
-        """
+        # Made before the job is pickled, so that all workers execute the same instructions. In
+        # another process, a user's schedule might yield others.
         found, schedule = {}, self.make_schedule()
         for count in sorted(self.microbatch_counts()):
             with noted(f"for {count} micro-batch(es)"):
@@ -213,7 +213,6 @@ class Job:
 
     @cached_property
     def _evaluation(self) -> dict[int, list[list[Instruction]]]:
-        """The instructions of each stage for evaluation, by number of batches computed together."""
         found, schedule = {}, self.make_schedule()
         for count in sorted(self.course.evaluation_counts()):
             with noted(f"for {count} evaluation batch(es)"):
@@ -256,23 +255,21 @@ class Job:
         }
 
     def kept(self, channel: Channel) -> int:
-        """Return how many slots a channel needs for messages that are kept for a restart.
+        """Return how many slots a channel needs to keep messages for a restarted worker.
 
-        A stage can take a snapshot only after a batch or mark, not in the middle of a batch. So the
-        channel keeps `snapshot_every` messages, and in addition the messages of one batch: one for
-        each micro-batch or evaluation batch. It keeps none if neither stage is ever restarted.
+        It is 0 if neither of the channel's two stages can be restarted.
         """
         if not self.restartable & {channel.source, channel.target}:
             return 0
+        # A snapshot that is due in the middle of a batch is taken only after the batch.
         return self.snapshot_every + self._most_batches
 
     @cached_property
     def _most_batches(self) -> int:
-        """Largest number of micro-batches of a batch, or of evaluation batches run together."""
         return max(self.microbatch_counts() | self.course.evaluation_counts())
 
     def crossing(self) -> dict[tuple[int, int], set[str]]:
-        """Map each pair (sending stage, receiving stage) to the names of the tensors sent."""
+        """Return the names of the tensors that stages send, by (sending stage, receiving stage)."""
         found: dict[tuple[int, int], set[str]] = {}
         chunks = self.layout.chunks
         for number in range(1, len(chunks)):
@@ -289,13 +286,13 @@ class Job:
         return found
 
     def watched_specs(self, watcher: int) -> Mapping[str, ValueSpec]:
-        """Return, by name, shapes and dtypes of the weights that chunk `watcher`'s loss reads."""
+        """Return shape and dtype of the weights that the loss of chunk `watcher` reads, by name."""
         return self.watched[self.routes.watches[watcher].unit].specs
 
     def carried(self, channel: Channel) -> Mapping[str, ValueSpec]:
-        """Return, by name, shapes and dtypes of the tensors in a message of a channel.
+        """Return shape and dtype of each tensor in a channel's messages, by the tensor's name.
 
-        Activations and gradients also have a batch dimension, which their shapes leave out.
+        Shapes of activations and gradients are without the batch dimension.
         """
         if channel.kind == "norms":
             return {"norms": ValueSpec((len(self.features),), torch.float64)}
@@ -339,5 +336,8 @@ class Job:
         return units
 
     def site(self, units: Sequence[Unit]) -> Site:
-        """Describe the model and module 0 to a local method; `Site.at` describes another module."""
+        """Return what a local method needs to know about the model and its first module.
+
+        `Site.at` returns the same for another module.
+        """
         return Site(0, self.layout.modules, units, self.features, self.input_spec, self.task)

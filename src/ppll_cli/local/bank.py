@@ -40,22 +40,31 @@ class Bank:
         return Pool(len(shape))  # vectors keep messages between stages small
 
     def network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return an auxiliary network that takes a module's features and banked features.
+        """Return an auxiliary network that reads a module's features and banked features.
 
-        `banked` has the shape of each banked feature before its conversion by `form`; it is empty
-        without a bank. A model's head that cannot read banked features is refused.
+        Args:
+            copies: Copied units and a copied head, from which the network is made.
+            banked: Shape of each banked feature before `form` converts it; empty without a bank.
+            bank: The options of the group `fba`.
+
+        Raises:
+            ConfigError: The model's head cannot be extended to read banked features.
         """
         head = self.head(copies.head, banked, bank) if banked else copies.head
         return CopiedNetwork(copies.units, head)
 
     def head(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return the model's head, extended by inputs for banked features."""
+        """Return a head that also reads banked features, made from a copy of the model's head."""
         own = head_of(head, ClassifierHead, ("fba", "on"), "use fba.join=input or fba=off")
         widths = [pooled_width(shape) for shape in banked]
         return FusedHead(own, widths, bank)
 
     def probe(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return the probe for `fba.trains=probe`: a classifier of a head's vector and the bank."""
+        """Return the additional head for `fba.trains=probe`: a classifier that reads the bank.
+
+        It also reads the pooled vector of `head`. The module is trained not by this classifier, but
+        by `head`, which does not read the bank.
+        """
         own = head_of(head, ClassifierHead, ("fba", "on"), "use fba=off")
         return self.head(VectorHead(own.fc.in_features, own.fc.out_features), banked, bank)
 
@@ -71,7 +80,7 @@ class MapBank(Bank):
         return nn.Identity()
 
     def head(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return the model's head, extended by inputs for banked maps."""
+        """Return a head that also reads banked maps, made from a copy of the model's head."""
         own = head_of(head, PictureHead, ("fba", "on"), "use fba=off")
         channels = [shape[0] for shape in banked]
         return FusedPictureHead(own, channels, bank)
@@ -85,7 +94,7 @@ class InputBank(Bank):
         return nn.Identity()
 
     def network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return an auxiliary network that reads a module's features fused with the bank."""
+        """Return an auxiliary network that fuses the bank into a module's features."""
         if not banked:
             return CopiedNetwork(copies.units, copies.head)
         return JoinedAtInput(copies, banked, bank.joined)
@@ -127,15 +136,17 @@ class VectorHead(ClassifierHead):
 class FusedHead(nn.Module):
     """A classifier that also reads banked vectors (FBA, arXiv 2406.00446; details are our choice).
 
-    The head's own vector, of width D, is the input of its last Linear layer. A Linear layer and
-    ReLU project each banked vector to width D. `fba.fusion=add` sums the projections and the own
-    vector. `fba.fusion=concatenate` concatenates them; then a Linear layer, which initially returns
-    the own vector, reduces the result to width D. If `shared_head` is False, this layer is left
-    out, and the last Linear layer reads the concatenated vectors.
+    A Linear layer and ReLU project each banked vector to D, the width of the head's pooled vector.
+    With `fba.fusion=add`, the head's last layer reads the sum of these vectors. With
+    `concatenate`, a Linear layer first reduces the concatenated vectors to width D; initially, it
+    returns the pooled vector. With `shared_head=false`, there is no such layer, and the head gets a
+    wider last layer.
 
-    With `normalize`, each vector is first normalised to mean 0 and variance 1 over its elements, so
-    that modules with large activations do not outweigh others. `widths` are the widths of the
-    banked vectors.
+    Args:
+        head: The classifier, which this class may change.
+        widths: Width of each banked vector.
+        bank: Options. With `normalize`, each vector is first normalised to mean 0 and variance 1,
+            so that modules with large activations do not outweigh others.
     """
 
     def __init__(self, head: ClassifierHead, widths: Sequence[int], bank: FeatureBank) -> None:
@@ -165,18 +176,22 @@ class FusedHead(nn.Module):
 class FusedPictureHead(nn.Module):
     """A super-resolution head that also reads banked maps (details are our choice).
 
-    Our reading of FBA (arXiv 2406.00446): the bank holds x_0, the output of the model's first unit.
-    Module j, with output x_j, is trained through Upsampler(SLM_j(x_j) + stop-gradient(x_0)), where
-    SLM is the Simple Local Module. The public repository Local-SR also passes the detached x_0 to
-    its local networks, but does not use this sum. With values of `fba.features` other than `first`,
-    the bank holds maps of earlier modules instead of x_0 (our choice).
+    This is our reading of FBA (arXiv 2406.00446): Upsampler(SLM_j(x_j) + stop-gradient(x_0)). x_j
+    is the output of module j, SLM_j its auxiliary network before the upsampler, and x_0 the output
+    of the model's first unit. The public repository Local-SR passes the detached x_0 to its local
+    networks, but does not use this sum. If `fba.features` is not `first`, the bank holds maps of
+    earlier modules instead of x_0 (our choice).
 
-    The head's own map, with C channels, is the input of its upsampler. A 1x1 convolution projects
-    each banked map with another number of channels to C channels. `fba.fusion=add` sums all maps.
-    `fba.fusion=concatenate` concatenates them; then a 1x1 convolution, which initially returns the
-    own map, reduces the result to C channels. If `shared_head` is False, this convolution is left
-    out, and the upsampler reads the concatenated maps. `channels` has the number of channels of
-    each banked map.
+    The upsampler reads C channels. A 1x1 convolution projects a banked map with another number of
+    channels to C. With `fba.fusion=add`, the upsampler reads the sum of the maps. With
+    `concatenate`, a 1x1 convolution first reduces the concatenated maps to C channels; initially,
+    it returns the head's own map. With `shared_head=false`, there is no such convolution, and a new
+    upsampler reads all channels.
+
+    Args:
+        head: The head without a bank, which this class may change.
+        channels: Number of channels of each banked map.
+        bank: The options of the group `fba`.
     """
 
     def __init__(self, head: PictureHead, channels: Sequence[int], bank: FeatureBank) -> None:
@@ -206,15 +221,20 @@ class FusedPictureHead(nn.Module):
 
 
 class JoinedAtInput(CopiedNetwork):
-    """A Simple Local Module that reads a module's features fused with the bank (our variant).
+    """An auxiliary network that reads a module's features fused with the bank (our variant of FBA).
 
-    All features have the same kind of shape: maps [B, C, H, W], tokens [B, T, D] or vectors [B, D].
     Banked maps are averaged to the size of the module's map. A Linear layer (for maps a 1x1
-    convolution) and ReLU project each banked tensor to the width of the module's features.
-    `fba.fusion=add` sums the projections and the module's features. `fba.fusion=concatenate`
-    concatenates them, and another Linear layer (or 1x1 convolution), which initially returns the
-    module's features, reduces the result to their width. `banked` has the shapes of the banked
-    features.
+    convolution) and ReLU project all banked features to the width of the module's features.
+
+    Args:
+        copies: Copied units and a copied head, which read the fused features.
+        banked: Shapes of the banked features. Like the module's features, they must all be maps
+            [C, H, W], tokens [T, D] with equal T, or vectors [D].
+        fusion: With `add`, all features are summed. With `concatenate`, another layer reduces the
+            concatenated features to the module's width; initially, it returns the module's own.
+
+    Raises:
+        ConfigError: Features of these shapes cannot be fused.
     """
 
     def __init__(self, copies: Copies, banked: Sequence[Shape], fusion: str) -> None:
@@ -237,7 +257,7 @@ class JoinedAtInput(CopiedNetwork):
         return super().forward(self.joined(x, bank))
 
     def joined(self, x: Tensor, bank: Sequence[Tensor]) -> Tensor:
-        """Fuse banked features into a module's features, whose shape does not change."""
+        """Return a module's features, fused with banked features, in the shape of `x`."""
         if self.maps:  # detached, because the pool's backward pass is not deterministic on CUDA
             size = x.shape[2], x.shape[3]
             bank = [F.adaptive_avg_pool2d(b.detach(), size) for b in bank]

@@ -37,7 +37,10 @@ def check_network(module: object) -> None:
 
 
 def check_evaluation(name: str, layer: nn.Module) -> None:
-    """Refuse a BatchNorm layer that cannot normalise one sample in evaluation."""
+    """Refuse a BatchNorm layer that normalises by the statistics of the batch also in evaluation.
+
+    Call this for a layer that gets one value per channel and sample: it fails for a single sample.
+    """
     if layer.running_mean is None:
         raise TypeError(
             f"the layer {(name or type(layer).__name__)!r} has track_running_stats=False and gets "
@@ -48,7 +51,15 @@ def check_evaluation(name: str, layer: nn.Module) -> None:
 
 
 def check_own(module: nn.Module, build: Callable[[], nn.Module]) -> None:
-    """Check that `build`, which returned `module`, makes new parameters in each call."""
+    """Refuse a network with parameters that existed before `build` made it.
+
+    Args:
+        module: The network that `build` has returned, on the meta device.
+        build: Makes the network; it is called a second time.
+
+    Raises:
+        TypeError: Both calls returned the same parameter.
+    """
     # If a parameter is not on the meta device, it existed before, or `build` made it from a NumPy
     # array. If it existed before, a second call of `build` returns the same parameter.
     if all(parameter.is_meta for parameter in module.parameters()):
@@ -70,9 +81,9 @@ def in_both(one: nn.Module, other: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def uses_others(network: nn.Module, inputs: Sequence[Tensor]) -> bool:
-    """Return whether a network computes with a parameter that is not among its own.
+    """Return whether a network computes with a parameter that its `parameters()` does not list.
 
-    This may be a parameter of another unit, or of a network in a plain list.
+    For example, this is a parameter of another unit, or of a layer that is in a plain list.
     """
     own = {id(parameter) for parameter in network.parameters()}
     made: Any = ()

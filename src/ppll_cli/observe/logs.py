@@ -47,13 +47,9 @@ class LogFile(logging.FileHandler):
 
 
 def _without_links(path: str, flags: int) -> int:
-    """Open a file, but refuse a symbolic link.
-
-    Otherwise, anybody who can write into the run directory could make the log file a link to one of
-    the user's files, and the program would write into that file.
-    """
     if Path(path).is_relative_to("/dev"):  # `/dev/stdout` is a link
         return os.open(path, flags, 0o666)
+    # Anybody who can write into the run directory could make the log file a link to a user's file.
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 

@@ -1,10 +1,6 @@
 """Simulates when each stage runs its instructions, without computing anything.
 
-Stages influence each other only through channels. A channel has one sender and one receiver, and
-keeps the order of messages. So an instruction starts when the instruction before it has ended, and
-when the message or the free slot that it needs is there. The order in which the simulator visits
-the stages does not matter: it advances a stage until the stage has to wait, and visits the stage
-again when a message or a free slot arrives for it.
+It is used to predict speed and memory, and to find how many slots each channel needs.
 """
 
 from collections import deque
@@ -23,15 +19,12 @@ Cost = Callable[[int, Instruction], float]
 
 
 class Journey(NamedTuple):
-    """The time of a transfer: of a message, or of an average over replicas.
-
-    The transfer of `FinishAverage` comes before the instruction; every other transfer comes after
-    its instruction.
+    """The duration of a transfer: of a message, or of an average over replicas.
 
     Attributes:
-        carried_s: Seconds for which the transfer occupies its connection: a channel, or the network
-            between the replicas of a stage. A connection carries one transfer at a time.
-        latency_s: Additional seconds until the arrival, in which the connection is free.
+        carried_s: Seconds for which the transfer occupies its channel. An average occupies the
+            network between the replicas of a stage. Other transfers wait for that long.
+        latency_s: Additional seconds until the arrival, in which other transfers need not wait.
     """
 
     carried_s: float = 0.0
@@ -44,7 +37,7 @@ Journeys = Callable[[int, Instruction], Journey | None]
 
 
 def at_once(stage: int, instruction: Instruction) -> Journey | None:
-    """Return None, which means that the transfer takes no time. The default for `journeys`."""
+    """Return None: the transfer takes no time. This is the default for `journeys`."""
     return None
 
 
@@ -58,13 +51,10 @@ class Event:
 
 
 class _Carrier:
-    """A connection that carries one transfer at a time."""
-
     def __init__(self) -> None:
         self._free_s = 0.0
 
     def carry(self, start_s: float, journey: Journey | None) -> float:
-        """Return the arrival time of a transfer that can start at `start_s`."""
         if journey is None:
             return start_s
         self._free_s = max(self._free_s, start_s) + journey.carried_s
@@ -72,21 +62,15 @@ class _Carrier:
 
 
 class _Channel(_Carrier):
-    """The messages in a channel, and the time at which each free slot became free.
-
-    At the start, `ahead` slots have a message; see `Channel.ahead`.
-    """
-
     def __init__(self, slots: int, ahead: int) -> None:
         super().__init__()
         self.slots = slots
+        # Messages with their arrival times; `ahead` of them are sent before the first batch
         self.messages = deque([(Message("weights"), 0.0)] * ahead)
-        self.free: deque[float] = deque([0.0] * (slots - ahead))
+        self.free: deque[float] = deque([0.0] * (slots - ahead))  # when each slot became free
 
 
 class _Stage:
-    """A stage's position in its list of instructions, and its current time."""
-
     def __init__(self, number: int, stream: Iterable[Instruction]) -> None:
         self.number = number
         self.stream = list(stream)
@@ -103,10 +87,14 @@ def simulate(
     slots: Callable[[Channel], int],
     journeys: Journeys = at_once,
 ) -> list[list[Event]]:
-    """Simulate all instructions of all stages; return the events of each stage, in order.
+    """Simulate all stages; return each stage's instructions, with the times at which they run.
 
-    `streams` has the instructions of each stage for all batches, one batch after another. `slots`
-    returns the number of slots of a channel. By default, transfers take no time.
+    Args:
+        streams: For each stage, its instructions for all batches, one batch after another.
+        cost: Returns the duration of an instruction of a stage, in seconds.
+        slots: Returns the number of slots of a channel.
+        journeys: Returns the duration of the transfer that belongs to an instruction. By default,
+            transfers take no time.
 
     Raises:
         DeadlockError: The stages wait for each other; the message says what each waits for.
@@ -119,6 +107,8 @@ def simulate(
             channels[key] = _Channel(slots(key), key.ahead)
         return channels[key]
 
+    # Visits in another order have the same result: stages influence each other only through
+    # channels, and a channel has one sender, one receiver and a fixed order of messages.
     to_visit = deque(stages)
     while to_visit:
         stage = to_visit.popleft()
@@ -132,7 +122,6 @@ def simulate(
 def _advance(
     stage: _Stage, channel: Callable[[Channel], _Channel], cost: Cost, journeys: Journeys
 ) -> set[int]:
-    """Run a stage until it waits; return the numbers of the stages that may now continue."""
     touched = set()
     while stage.next < len(stage.stream):
         instruction = stage.stream[stage.next]
@@ -149,7 +138,7 @@ def _advance(
             if not free:
                 break
             start_s = max(start_s, free.popleft())
-        if isinstance(instruction, do.FinishAverage):
+        if isinstance(instruction, do.FinishAverage):  # its transfer comes before it
             start_s = max(start_s, stage.averaged_s.pop(instruction.chunk))
             start_s = stage.replicas.carry(start_s, journeys(stage.number, instruction))
         end_s = start_s + cost(stage.number, instruction)
@@ -170,7 +159,6 @@ def _advance(
 
 
 def _wait(stage: _Stage, channel: Callable[[Channel], _Channel]) -> tuple[str, Channel | None]:
-    """Describe what a waiting stage waits for; if this is a free slot, also return its channel."""
     instruction = stage.stream[stage.next]
     if received := rules.receives(stage.number, instruction):
         key, message = received

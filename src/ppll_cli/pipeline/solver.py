@@ -11,12 +11,16 @@ after the last item. The cost is not negative; its unit does not matter."""
 def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range]:
     """Cut items into groups so that the largest cost of a group is as small as possible.
 
-    Of several such solutions, the result has the smallest sum of squared costs, so that groups
-    below the maximum are balanced too. If several solutions have this sum, the one with the largest
-    first group is chosen, then the one with the largest second group, and so on. The result is
-    exact. Dynamic programming finds it in a time of order groups * items**2.
+    The result is exact; the time grows with groups * items**2. Of several solutions, the one with
+    the smallest sum of squared costs is returned: it also balances the cheaper groups. Of several
+    such solutions, the one with the largest first group is returned, and so on.
 
-    There must be 1 to `items` groups. `slack` is the amount by which rounding may raise a cost.
+    Args:
+        cost: Returns the cost of a group (see `Cost`).
+        items: Number of items.
+        groups: Number of groups, from 1 to `items`.
+        slack: By how much the largest cost may exceed the smallest possible value, because costs
+            are rounded.
     """
     limit = _least_maximum(cost, items, groups) + slack
     infinity = float("inf")
@@ -45,9 +49,11 @@ def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range
 def balance(costs: Sequence[float], groups: int, sent: Sequence[float] = ()) -> list[range]:
     """Cut items into contiguous groups of similar cost (see `solve`).
 
-    `costs[i]` is the cost of item i, at least 0, in any unit. If there is a cut between the items
-    i - 1 and i, `sent[i]` is added to the cost of the group that ends with item i - 1. If `sent` is
-    empty, cuts cost nothing.
+    Args:
+        costs: Cost of each item, at least 0, in any unit.
+        groups: Number of groups.
+        sent: `sent[i]` is added to the cost of a group that ends just before item i. `sent[0]` is
+            not used. If `sent` is empty, nothing is added.
     """
     sums = list(accumulate(costs, initial=0.0))
     # Groups of equal cost must stay equal although the sums are rounded.

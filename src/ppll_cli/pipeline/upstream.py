@@ -8,11 +8,11 @@ from ppll_cli.pipeline.schedule import Place
 
 
 def weights(place: Place, stream: Iterable[do.Instruction]) -> Stream:
-    """Add the instructions by which losses of earlier modules get weights of later units.
+    """Add the instructions that send weights of a later unit to the loss of an earlier module.
 
-    A stage sends a unit's weights after the optimizer step of the unit's chunk. The receiving stage
-    waits for the weights before the first forward of the chunk whose loss reads them. Evaluation
-    sends no weights: the loss uses the weights of the last training batch.
+    A stage sends a unit's weights after each optimizer step of the chunk with the unit. The stage
+    with the loss waits for them before the forward pass of its chunk. This is only for training. In
+    evaluation, the loss uses the weights that it got for the last training batch.
     """
     chunks, watches = place.routes.layout.chunks, place.routes.watches
     holders = {watcher: place.routes.watched(watcher) for watcher in watches}

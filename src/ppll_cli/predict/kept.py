@@ -50,7 +50,10 @@ class Kept:
             return {}
 
     def write(self, name: str, records: Mapping[str, Record]) -> None:
-        """Write a file, and replace a file or folder of this name. A failure is only logged."""
+        """Write a file; if there is a folder with its name, remove or rename this folder.
+
+        After a failure, which is only logged, nothing more is written.
+        """
         if not self._writable:
             return
         path = self._folder / name

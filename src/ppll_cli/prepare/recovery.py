@@ -25,15 +25,19 @@ _TOTAL_STORE_ORDER = ("x86_64", "AMD64")
 
 
 def recovering(job: Job, subject: Subject, notes: list[str], machine: int) -> Job:
-    """Return the job, with `snapshot_every` set if failed workers are to be restarted alone.
+    """Return the job with `snapshot_every` set, if failed workers are to be restarted alone.
 
-    It is set if the options of the group `recover` ask for restarts, the job allows restarts, and
-    this machine has enough shared memory. `machine` is its number. Notes for the user are appended
-    to `notes`.
+    With `recover=off`, or if `recover=auto` and restarts are impossible, the job is unchanged.
+
+    Args:
+        job: The job so far; its `settings` have the options of the group `recover`.
+        subject: The model, from which the size of snapshots is computed.
+        notes: A list to which notes for the user are appended.
+        machine: Number of this machine. Its shared memory must be large enough.
 
     Raises:
-        ConfigError: The run has `recover=stage`, but its workers cannot be restarted alone, or
-            shared memory is too small.
+        ConfigError: With `recover=stage`, workers cannot be restarted alone, or shared memory is
+            too small.
     """
     asked = job.settings.recover
     if asked.name == "off":
@@ -66,10 +70,13 @@ def recovering(job: Job, subject: Subject, notes: list[str], machine: int) -> Jo
 
 
 def planned(job: Job, subject: Subject) -> tuple[Job, str]:
-    """Return the job, with `snapshot_every` set as in a run, for a prediction of its speed.
+    """Return the job with `snapshot_every` set, for a prediction of the run's speed.
 
-    Also return why workers cannot be restarted; an empty text if they can, or if the user chose
-    `recover=off`. Shared memory is not checked, because the run may use other machines.
+    Unlike `recovering`, this does not check shared memory: the run may use another machine.
+
+    Returns:
+        The job; and why workers cannot be restarted, as text. The text is empty if they can, or
+            with `recover=off`.
     """
     asked = job.settings.recover
     if asked.name == "off":
@@ -80,22 +87,13 @@ def planned(job: Job, subject: Subject) -> tuple[Job, str]:
 
 
 class _Room(NamedTuple):
-    """The sizes, in bytes, that decide how much shared memory channels and snapshots need.
-
-    Attributes:
-        states: One snapshot of each stage that can be restarted.
-        messages: One message of each channel to or from such a stage. Only these channels keep
-            messages for a restart.
-        least: All channels if `snapshot_every` is 1.
-    """
-
-    states: int
-    messages: int
-    least: int
+    # Sizes in bytes:
+    states: int  # of one snapshot of each stage that can be restarted
+    messages: int  # of one message of each channel that keeps messages for a restart
+    least: int  # of all channels if `snapshot_every` is 1
 
     @classmethod
     def of(cls, job: Job, subject: Subject, machine: int | None = None) -> "_Room":
-        """Compute the sizes for the stages on `machine`, or for all stages if it is None."""
         job = replace(job, snapshot_every=1)
         here = {s for s in range(job.stages) if machine in (None, job.home(Seat(s)))}
         states = 0
@@ -111,23 +109,14 @@ class _Room(NamedTuple):
         return cls(states, messages, least)
 
     def size(self, every: int) -> int:
-        """Return the total size of channels and snapshots if `snapshot_every` is `every`."""
         states = ceil(MARGIN * BUFFERS * self.states)
         return states + self.least + (every - 1) * self.messages
 
     def wished(self) -> int:
-        """Return the number of messages between two snapshots if shared memory is not limited.
-
-        With this number, the kept messages take about as much memory as the snapshots. But it is
-        at least `USUAL` and at most `MOST`.
-        """
+        # Between the limits, kept messages take about as much memory as snapshots.
         return min(MOST, max(USUAL, BUFFERS * self.states // self.messages))
 
     def every(self, asked: int | None) -> int:
-        """Return the number of messages between two snapshots; 0 if shared memory is too small.
-
-        `asked` is the user's number; None if the program chooses.
-        """
         if not self.messages:  # no stage of this machine restarts
             return asked or USUAL
         tried = [asked] if asked else range(self.wished(), FEWEST - 1, -1)
@@ -135,7 +124,6 @@ class _Room(NamedTuple):
 
 
 def _obstacle(job: Job) -> tuple[str, str] | None:
-    """Return why no worker of the run can be restarted alone, and a remedy; None if some can."""
     settings = job.settings
     if not job.local_learning:
         problem = "the stages of this schedule need each other's gradients in every batch"

@@ -49,21 +49,22 @@ class Detections(NamedTuple):
 
 @torch.no_grad()
 def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor, forced: bool = True) -> Tensor:
-    """Match each anchor to a box or to background.
+    """Match each anchor to a box or to background, like torchvision's Matcher.
 
-    This is torchvision's Matcher with low-quality matches, written so that no tensor's shape
-    depends on values in tensors. The overlap of an anchor and a box is their intersection over
-    union. An anchor is matched to the box that it overlaps most, if the overlap is at least
-    `FOUND_FROM`. If `forced`, any overlap above 0 is enough for the best anchor of a box, which
-    is the anchor with the largest overlap with this box.
+    An anchor is matched to the box that it overlaps most, if their intersection over union is at
+    least `FOUND_FROM`.
 
-    Boxes are float [..., N, 4] and anchors float [..., A, 4], where `...` is empty or the batch
-    dimension. `wanted`, bool [..., N], says which boxes may be matched.
+    Args:
+        boxes: The objects' boxes, float [..., N, 4]; `...` is the batch dimension or empty.
+        wanted: Which boxes may be matched, bool [..., N].
+        anchors: Float [..., A, 4].
+        forced: Whether any value above 0 is enough for the anchor that overlaps a box most.
 
     Returns:
         For each anchor, int64 [..., A]: the index of its box; or `BACKGROUND`; or `BETWEEN` if the
             loss leaves out the anchor.
     """
+    # No shape depends on values, because the loss is also computed on the meta device.
     overlaps = torch.where(wanted[..., None], _overlaps(boxes, anchors), -1.0)
     most, which = overlaps.max(dim=-2)
     found = most >= FOUND_FROM
@@ -75,7 +76,6 @@ def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor, forced: bool = True)
 
 
 def _overlaps(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Return the intersection over union of each box with each anchor, [..., N, A]."""
     # In-place operations save memory.
     first = torch.maximum(boxes[..., None, :2], anchors[..., None, :, :2])
     sides = torch.minimum(boxes[..., None, 2:], anchors[..., None, :, 2:]).sub_(first).clamp_(min=0)
@@ -91,9 +91,9 @@ def _area(boxes: Tensor) -> Tensor:
 def offsets(boxes: Tensor, anchors: Tensor) -> Tensor:
     """Return the deltas from anchors to boxes, as torchvision's BoxCoder does.
 
-    Boxes, anchors and deltas are float [..., 4]. The deltas are the shift of the centre in x and y,
-    as a fraction of the anchor's width and height, and the logarithms of box width / anchor width
-    and box height / anchor height.
+    Boxes, anchors and deltas are float [..., 4]. A delta has the shift of the centre in x / anchor
+    width, its shift in y / anchor height, log(box width / anchor width) and log(box height / anchor
+    height).
     """
     size, box_size = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
     centre = anchors[..., :2] + 0.5 * size
@@ -106,9 +106,13 @@ def best_detections(
 ) -> Detections:
     """Return the detections of one picture, as torchvision's RetinaNet finds them.
 
-    `levels` [A] has the pyramid level of each anchor, in ascending order. Anchors and deltas are
-    float [A, 4], logits are float [A, C]. Boxes are clipped to the picture, whose `height` and
-    `width` are in pixels.
+    Args:
+        levels: Pyramid level of each anchor, [A], in ascending order.
+        anchors: Float [A, 4].
+        deltas: The model's prediction of `offsets` for each anchor, float [A, 4].
+        logits: The model's logits of each class, float [A, C].
+        height: Height of the picture in pixels. Boxes are clipped to the picture.
+        width: Width of the picture in pixels.
     """
     coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
     scores = logits.sigmoid()

@@ -105,8 +105,8 @@ class Classification:
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """Return the mean cross-entropy, in float32 also under autocast.
 
-        Training targets are smoothed, and are class shares if images are mixed. Evaluation always
-        uses plain labels, so that the losses of all runs can be compared.
+        In training, labels are smoothed, and a mixed image counts for both of its labels. In
+        evaluation only the plain `LABEL` counts, so that the losses of all runs can be compared.
 
         Raises:
             ValueError: The prediction does not have one logit for each class.
@@ -173,8 +173,8 @@ def with_smoothing(task: Task, amount: float) -> Task:
 def with_mixing(task: Task, mixed: Mapping[str, float]) -> Task:
     """Return the task for a training in which images are mixed in pairs.
 
-    `mixed` has the values of the settings that mix images, such as `data.mixup`, except zeros. If
-    it is empty, images are not mixed, and the task is returned unchanged.
+    `mixed` has the settings that mix images and are not 0, for example {"data.mixup": 0.2}. If it
+    is empty, the task is returned unchanged.
     """
     if not mixed:
         return task
@@ -187,6 +187,10 @@ def _labelled(task: Task, key: str, value: float) -> Classification:
 
 
 def classes_of(task: Task, name: str, key: str = "model") -> int:
-    """Return the number of classes; refuse the setting `key=name` for tasks without classes."""
+    """Return the number of classes, which the user's setting `key=name` requires.
+
+    Raises:
+        ConfigError: The task has no classes.
+    """
     task = only_for(Classification, task, key, name, "classification", "with class labels")
     return task.classes

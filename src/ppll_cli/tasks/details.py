@@ -22,8 +22,8 @@ class Details:
     Attributes:
         kind: What an entry describes: "class" or "picture".
         entries: One dictionary for each class or picture, for example {"class": "cat", "samples":
-            100, "accuracy": 0.9}. Its first key is `kind`; the second is a count (of samples,
-            boxes or pixels). The others are results: NaN or None if not measured.
+            100, "accuracy": 0.9}: first its name under the key `kind`, then a number of samples,
+            boxes or pixels, then results. A result is NaN or None if it was not measured.
         confusion: In classification, the number of samples by true class (row) and predicted class
             (column).
     """
@@ -39,7 +39,7 @@ class Details:
 
 
 def detailed(task: Any, rows: Tensor, names: Sequence[str]) -> Details:
-    """Return the result of the task's method `details`.
+    """Call the task's method `details`, and return its result.
 
     Raises:
         TypeError: The method returned something else, or values that are no plain data.

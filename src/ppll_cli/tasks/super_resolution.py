@@ -50,20 +50,20 @@ pixels; for RGB, the sum of squared errors and the number of values; and the two
 
 @dataclass(frozen=True)
 class SuperResolution:
-    """Predictions are pictures [B, 3, sH, sW] in [0, 1]; the loss is L1, the metric PSNR.
+    """Super-resolution: predictions are pictures [B, 3, sH, sW] in [0, 1]; the loss is L1.
 
-    PSNR and SSIM are measured on the luma of each whole picture, without a border of `scale`
-    pixels, and averaged over pictures. The scores also contain PSNR and SSIM of bicubic
-    enlargement, and `rgb_psnr`, which EDSR's authors report for DIV2K: the PSNR of RGB without a
-    border of `scale` + 6 pixels. In training, PSNR is computed from the mean squared error over
-    whole patches.
+    The metric is PSNR, measured on the luma of each whole picture without a border of `scale`
+    pixels, and averaged over pictures. Other scores are SSIM, also on luma, and both values for
+    bicubic enlargement. `rgb_psnr` is the PSNR of RGB without a border of `scale` + 6 pixels, as
+    EDSR's authors report it for DIV2K. In training, PSNR is computed from the mean squared error
+    over whole patches.
 
     Attributes:
         scale: Factor by which height and width grow.
         patch: Height and width of the small pictures in training, in pixels.
         mean: Mean of the pixels of each channel, in [0, 1].
-        overlap: Smallest distance of evaluated pixels from the edges of their tile, in pixels of
-            the small picture. At the picture's border, the distance may be smaller.
+        overlap: Smallest distance between evaluated pixels and their tile's edges, in pixels of the
+            small picture. It does not apply at the picture's border.
         reference: Name of the enlargement method with which the model is compared.
     """
 
@@ -84,8 +84,11 @@ class SuperResolution:
     ) -> Mapping[str, ValueSpec]:
         """Shape (without the batch dimension) and dtype of each target of a tile, by name.
 
-        `height` and `width` are in pixels of the small picture. `tile` and `bicubic` are the
-        numbers of columns of `TILE` and `BICUBIC`.
+        Args:
+            height: Height of the small picture, in pixels.
+            width: Width of the small picture, in pixels.
+            tile: Number of columns of the target `TILE`; 0 in training.
+            bicubic: Number of columns of the target `BICUBIC`; 0 in training.
         """
         return {
             TARGET: ValueSpec((3, self.scale * height, self.scale * width), torch.float32),
@@ -98,10 +101,10 @@ class SuperResolution:
         return F.l1_loss(prediction.float(), values[TARGET])
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
-        """Return the sums from which `score` computes PSNR and SSIM, float64 [B, 9].
+        """Return for each tile the sums from which `score` computes PSNR and SSIM, float64 [B, 9].
 
-        Each row is for a tile; `_COLUMNS` describes the columns. In training, the result is [1, 9]:
-        one row for the whole batch, with zeros except in the luma's columns.
+        In training, return one row for the whole batch, [1, 9]. It has only the sums for the luma's
+        PSNR, and zeros elsewhere.
         """
         made, wanted = luma(prediction), luma(values[TARGET])
         errors = (made - wanted).double().square()
@@ -150,39 +153,31 @@ class SuperResolution:
         return Details("picture", entries)
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
-        """Return a network: convolution to 3 * scale^2 channels, pixel shuffle, `ToPictures`."""
+        """Return a small network that makes pictures from maps of this shape.
+
+        It is a convolution to 3 * scale^2 channels, a pixel shuffle and `ToPictures`.
+        """
         check_map("local", "greedy", shape)
         convolution = nn.Conv2d(shape[0], 3 * self.scale**2, 3, padding=1)
         return nn.Sequential(convolution, nn.PixelShuffle(self.scale), ToPictures(self.mean))
 
 
 def _by_picture(rows: Tensor) -> dict[int, list[float]]:
-    """Sum the rows of `measure` over the tiles of each picture; return the sums by picture index.
-
-    Replicas and a resume change the order of the rows. `fsum` gives equal sums for every order.
-    """
     numbers = sorted(set(rows[:, 0].tolist()))
+    # `fsum`, because replicas and a resume change the order of the rows, but not its sums.
     return {int(n): [*map(fsum, rows[rows[:, 0] == n, 1:].T.tolist())] for n in numbers}
 
 
 def _rgb_bounds(tile: Tensor) -> Tensor:
-    """Compute the bounds of the pixels that `rgb_psnr` uses, int64 [B, 4], from the tensor `TILE`.
-
-    They are equal to SSIM's bounds, except at the picture's border: there SSIM leaves out
-    `scale` + 5 pixels, and `rgb_psnr` leaves out one pixel more. An edge of the tile is at the
-    picture's border if its bounds for PSNR and SSIM differ.
-    """
     bounds, narrower = tile[:, 1:5], tile[:, 5:9]
+    # SSIM's bounds leave out `scale` + 5 pixels at the picture's border, and `rgb_psnr` leaves out
+    # one more. Bounds for PSNR and SSIM differ only at the picture's border.
     inwards = torch.tensor([1, -1, 1, -1], device=tile.device)
     assert RADIUS + 1 == AUTHORS_BORDER
     return narrower + inwards * (bounds != narrower)
 
 
 def _inside(bounds: Tensor, like: Tensor) -> Tensor:
-    """Return a mask, float64, in the shape of `like`, that is 1 inside of `bounds` and 0 elsewhere.
-
-    `bounds` are first row, row after the last, first column, column after the last; int64 [B, 4].
-    """
     rows, columns = (torch.arange(size, device=like.device) for size in like.shape[1:])
     top, bottom, left, right = (bounds[:, number, None] for number in range(4))
     within_rows = (rows >= top) & (rows < bottom)
@@ -204,6 +199,10 @@ def check_map(key: str, value: str, shape: tuple[int, ...]) -> None:
 
 
 def super_resolution_of(task: Task, name: str) -> SuperResolution:
-    """Return the task if it is super-resolution; refuse the setting `model=name` if not."""
+    """Return the task, which must be super-resolution if the user chose `model=name`.
+
+    Raises:
+        ConfigError: It is another task.
+    """
     data = "of pictures: data=photos or data=div2k"
     return only_for(SuperResolution, task, "model", name, "super-resolution", data)

@@ -12,9 +12,9 @@ from ppll_cli.models.unit import Unit
 class Ema:
     """Averages of the parameters and of the floating-point buffers of units.
 
-    After each optimizer step an average becomes `d * average + (1 - d) * value`. d is `min(decay,
-    (1 + step) / (10 + step))`, so that the averages soon forget the initial weights. Buffers are
-    averaged too, because BatchNorm's statistics must match the weights.
+    After optimizer step `step`, an average becomes `d * average + (1 - d) * value` with d =
+    `min(decay, (1 + step) / (10 + step))`: at first d is small, so that the initial weights are
+    soon forgotten. Buffers are averaged too, because BatchNorm's statistics must match the weights.
     """
 
     def __init__(self, units: Iterable[tuple[Unit, nn.Module]], decay: float) -> None:
@@ -53,13 +53,16 @@ class Ema:
                 torch._foreach_lerp_([*self._averages.values()], [*self._averages], 1 - decay)
 
     def swap(self) -> None:
-        """Exchange the values of averages and weights. The parameters stay the same objects."""
+        """Exchange the values of averages and weights. The parameters stay the same objects.
+
+        Call this before and after an evaluation of the averages.
+        """
         self._find_buffers()
         for live, average in self._averages.items():
             live.data, average.data = average.data, live.data
 
     def _find_buffers(self) -> None:
-        """Look the buffers up again, because a forward may replace a buffer by a new tensor."""
+        # A forward may have replaced a buffer by a new tensor.
         found = {name: layer.get_buffer(key) for name, (layer, key) in self._places.items()}
         if any(buffer is not self._live[name] for name, buffer in found.items()):
             averages = {name: self._averages[live] for name, live in self._live.items()}

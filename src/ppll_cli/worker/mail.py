@@ -14,11 +14,10 @@ from ppll_cli.worker.recorder import Recorder
 
 
 class Mail:
-    """Sends and receives messages through this worker's ends of channels.
+    """Sends and receives one stage's messages.
 
-    `item` is what the stage handles now: a batch, or a mark (evaluation, checkpoint or end). The
-    header of each message contains `item`, or a `Version` if the message carries weights. `device`
-    is the worker's device.
+    Set `item` to what the stage handles now: a batch, or a mark. The header of each message has the
+    `item` or, if the message carries weights, a `Version`.
     """
 
     def __init__(self, stage: int, links: Links, device: torch.device, recorder: Recorder) -> None:
@@ -27,12 +26,12 @@ class Mail:
         self.item: Item | None = None
 
     def wait(self, end: Sender | Receiver, kind: str) -> None:
-        """Wait until a message has arrived (`kind` "starved") or a slot is free (`kind` "blocked").
+        """Wait until a receiver has a message ("starved") or a sender has a free slot ("blocked").
 
-        The wait has no time limit, so that the parent blames the stage that hangs, not this one. If
-        the run fails or the parent ends, this process ends too.
+        The recorder counts this time as time of the given kind.
         """
         with self.recorder.span(kind):
+            # No time limit: the launcher must blame the stage that hangs, not this one.
             while not end.wait(timeout_s=1.0):
                 self.links.pulse.renew_progress()
 
@@ -41,7 +40,7 @@ class Mail:
     ) -> dict[str, Tensor]:
         """Receive the message that an instruction asks for, and return its tensors by name.
 
-        `version` is None, except for a message with weights.
+        `version` identifies the weights in a message with weights; for other messages it is None.
         """
         found = rules.receives(self._stage, instruction)
         assert found is not None
@@ -71,7 +70,7 @@ class Mail:
     ) -> None:
         """Send tensors as the message that an instruction asks for.
 
-        `version` is None, except for a message with weights.
+        `version` identifies the weights in a message with weights; for other messages it is None.
         """
         found = rules.sends(self._stage, instruction)
         assert found is not None
