@@ -50,8 +50,7 @@ class Jobs:
     """Runs the jobs of a command: the only job of a single run, or all jobs of a sweep.
 
     Attributes:
-        current: The `Jobs` object of this process. The sweeper and the callback read it here,
-            because Hydra creates them and cannot pass it to them.
+        current: The `Jobs` object of this process.
         overrides: The overrides of the command line, without `resume=auto`.
         before: The record of the run to be resumed; None for a new run and for a sweep.
         swept: The record of the sweep to be resumed; None for a new sweep and for a single run.
@@ -61,10 +60,11 @@ class Jobs:
         process: ID of the process that runs the command; jobs may run in other processes.
         resume_command: The command that resumes the sweep; None until the sweep can be resumed.
         began: Whether Hydra has begun a job.
-        failures: The errors with which jobs ended. If a job was interrupted, this error is first.
+        failures: The errors of jobs. If a job was interrupted, this error is the first.
         ends: After a sweep, the status of each job that did not complete.
     """
 
+    # The sweeper and the callback read this, because Hydra makes them without arguments of ours.
     current: ClassVar["Jobs"]
 
     arguments: Sequence[str] = ()
@@ -82,7 +82,7 @@ class Jobs:
     ends: list[str] = field(default_factory=list)
 
     def begin_in(self, folder: Path) -> None:
-        """Remember the folder for results, and the content of files there that Hydra will replace.
+        """Store the folder for results, and the content of the files there that Hydra will replace.
 
         Call this before Hydra writes. If the run is refused, `remove_refused` restores the files.
         """
@@ -102,10 +102,12 @@ class Jobs:
             remove_refused(self.folder, {*HYDRAS, LOG_FILE}, self.above, self.earlier)
 
     def run(self, cfg: "DictConfig") -> float | None:
-        """Run a job, and return the value of its objective, which a sweeper may read.
+        """Run a job, and return the value of its objective for a sweeper.
 
-        A failure is added to `failures`, and None is returned. Hydra must not catch the error: it
-        would print its own message, and drop the results of a sweep.
+        If the job fails, add the error to `failures`, and return None.
+
+        Raises:
+            KeyboardInterrupt: The job was interrupted, in the process that runs the command.
         """
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
@@ -118,6 +120,7 @@ class Jobs:
         streams.tell_failures()
         if _stopped:
             return None
+        # Hydra must not see the errors: it would print its own message, and drop a sweep's results.
         try:
             return self._run(cfg)
         except (ConfigError, OmegaConfBaseException, HydraException) as error:
@@ -177,7 +180,6 @@ class Jobs:
         return value(run.objective, summary)
 
     def _checked(self, cfg: "DictConfig", run_dir: Path, choices: dict[str, str]) -> "Run":
-        """Return the run of a job, after checking what can be checked without torch."""
         from ppll_cli.config import settings
         from ppll_cli.config.changes import changes
         from ppll_cli.config.interpolated import plain
@@ -197,7 +199,7 @@ class Jobs:
         if before is None and parsed.weights is not None:
             weights_file(parsed.weights)
 
-        from ppll_cli.launch.run import Run
+        from ppll_cli.launch.run import Run  # slow: imports torch
 
         if not gc.isenabled():  # the first job of this process
             gc.freeze()  # garbage collection need not visit imported modules: they live to the end
@@ -211,18 +213,24 @@ Jobs.current = Jobs()  # no command runs yet
 
 
 def how_to_resume(command: str) -> str:
-    """Return the line that says how to continue a sweep."""
+    """Return the line that tells the user to continue a sweep with `command`."""
     return f"  to continue the sweep: {command}"
 
 
 def remove_refused(
     folder: Path, ours: Set[str], above: Path, earlier: Mapping[Path, bytes] = MappingProxyType({})
 ) -> None:
-    """Remove Hydra's files in the folder of a refused run; then remove folders that became empty.
+    """Remove Hydra's files in the folder of a refused run, and then folders that became empty.
 
-    The run directory is removed first, then its parents, up to the folder `above`, which existed
-    before the command and stays. `ours` has the names of Hydra's files. A file in `earlier` gets
-    back its content.
+    Folders above the run directory are removed too, up to `above`.
+
+    Args:
+        folder: The run directory.
+        ours: The names of Hydra's files in `folder`.
+        above: The nearest folder that existed before the command; it stays. It is `folder` itself
+            or a folder above it.
+        earlier: Files that existed before the command, with their content at that time. They are
+            restored, not removed.
     """
     # Files that were not there before are removed first: on a full disk, this makes room.
     for path in sorted((folder / name for name in ours), key=lambda path: path in earlier):
@@ -238,10 +246,13 @@ def remove_refused(
 
 
 def remove_sweep(folder: Path, above: Path) -> None:
-    """Remove the folder of a sweep whose jobs were all refused, then parents that became empty.
+    """Remove a sweep's folder if all jobs were refused, and then parents that became empty.
 
-    The folder stays if it existed before the command, or if another sweep runs there. `above` is as
-    for `remove_refused`.
+    The folder stays if another sweep runs there.
+
+    Args:
+        folder: The folder of the sweep.
+        above: The nearest folder that existed before the command. If this is `folder`, it stays.
     """
     if folder == above or not os.path.isdir(folder) or sweep_runs(folder):
         return

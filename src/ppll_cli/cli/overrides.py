@@ -1,7 +1,4 @@
-"""Checks the command line before Hydra reads it: overrides, run directory, and `resume=auto`.
-
-Slow imports are inside functions.
-"""
+"""Checks the command line before Hydra reads it: overrides, run directory, and `resume=auto`."""
 
 import os
 import re
@@ -24,25 +21,26 @@ RUN_DIR, SWEEP_DIR = "hydra.run.dir", "hydra.sweep.dir"
 
 
 def is_override(argument: str) -> bool:
-    """Return whether an argument is an override, not an option."""
+    """Return whether a command-line argument is an override such as `local=dgl`, not an option."""
     return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
 
 
 def is_sweep(arguments: Sequence[str]) -> bool:
-    """Return whether the arguments ask for a sweep."""
+    """Return whether the arguments of the command ask for a sweep."""
     return bool({"-m", "--multirun"} & {*arguments})
 
 
 def expand_home(override: str) -> str:
-    """Expand `~` in the folder for results; Hydra would make a folder named `~`."""
+    """Expand `~` if an override names the folder for results; Hydra does not expand it."""
     found = re.fullmatch(r"(hydra\.(?:run|sweep)\.dir)=(['\"]?)(~.*)\2", override)
     return f"{found[1]}={quoted(os.path.expanduser(found[3]))}" if found else override
 
 
 def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
-    """Replace `resume=auto` by `resume=FOLDER` if the folder `hydra.run.dir` has a run.
+    """Replace `resume=auto`, which lets a user repeat one command until the run is complete.
 
-    If it has none, drop `resume=auto`. So a batch system can repeat one command.
+    If the folder in `hydra.run.dir` has a run, both overrides become `resume=FOLDER`. If it has no
+    run, `resume=auto` is removed, and a new run starts there.
 
     Raises:
         ConfigError: `resume=auto` is given for a sweep, or without `hydra.run.dir`.
@@ -72,12 +70,11 @@ def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
 
 
 def for_each_job(overrides: Sequence[str]) -> list[str]:
-    """Rewrite a sweep's overrides so that Hydra accepts keys of options that it sweeps over.
+    """Rewrite a sweep's overrides so that Hydra accepts them.
 
     An example is `local=dgl,infopro local.hidden=64`. Before the jobs, Hydra composes a
-    configuration without the swept `local`. It would refuse `local.hidden`, because the default
-    option of `local` has no such key. `local.hidden=choice(64)` makes this key swept too, so that
-    Hydra sets it only in the jobs.
+    configuration with the default `local`. It would refuse `local.hidden`, because this default has
+    no such key. So `local.hidden` becomes `choice(64)`, and Hydra sets it only in the jobs.
     """
     from hydra.errors import OverrideParseException
 
@@ -99,10 +96,10 @@ def for_each_job(overrides: Sequence[str]) -> list[str]:
 
 
 def ignored_folder(overrides: Sequence[str], *, sweep: bool) -> str | None:
-    """Return a warning if the user names a folder for results by a key that has no effect.
+    """Return a warning if the user names a folder for results that Hydra ignores; else None.
 
-    Hydra ignores `hydra.run.dir` for a sweep and `hydra.sweep.dir` for a single run. There is no
-    warning if the user gives both keys, or `resume`.
+    Hydra ignores `hydra.run.dir` for a sweep, and `hydra.sweep.dir` for a single run. If both are
+    given, or if `resume` is given, there is no warning.
     """
     used, ignored = (SWEEP_DIR, RUN_DIR) if sweep else (RUN_DIR, SWEEP_DIR)
     given = {key_of(each): each.partition("=")[2] for each in overrides}
@@ -113,13 +110,13 @@ def ignored_folder(overrides: Sequence[str], *, sweep: bool) -> str | None:
 
 
 def check_run_dir(overrides: Sequence[str]) -> None:
-    """Refuse a run directory that is not empty, before Hydra writes into it.
+    """Refuse the folder in `hydra.run.dir` if it is not empty, before Hydra writes into it.
 
-    Accept files of a run that ended before it began to train. If no override names the directory,
-    or only Hydra can resolve the name, the run itself refuses the directory later.
+    It may have files of a run that ended before it began to train. If this check does not know the
+    folder, `Jobs.run` checks it later.
 
     Raises:
-        ConfigError: The directory is not empty, or `hydra.run.dir` is not the name of a folder.
+        ConfigError: The folder is not empty, or `hydra.run.dir` is not the name of a folder.
     """
     from ppll_cli.config.overrides import parsed
 
@@ -130,7 +127,10 @@ def check_run_dir(overrides: Sequence[str]) -> None:
 
 
 def occupied(folder: str, problem: str) -> ConfigError:
-    """Return the error for a run directory that is not empty."""
+    """Return the error for a run directory that is not empty.
+
+    `problem` continues the message after the folder's name, for example "exists and is not empty".
+    """
     remedy = "choose a new folder"
     if os.path.lexists(os.path.join(folder, CONFIG_FILE)):
         remedy += f", or continue its run with {word(setting('resume', folder))}"
@@ -138,9 +138,9 @@ def occupied(folder: str, problem: str) -> ConfigError:
 
 
 def check_links(run_dir: Path) -> None:
-    """Refuse to resume a run if a file to which it appends is a symbolic link.
+    """Refuse to resume a run if its log or its metrics file is a symbolic link.
 
-    Through a link, anybody who can write into the folder could change other files.
+    The run would append to the file to which the link points.
     """
     for name in (LOG_FILE, METRICS_FILE):
         if (run_dir / name).is_symlink():
@@ -149,7 +149,6 @@ def check_links(run_dir: Path) -> None:
 
 
 def _named(override: "Override", overrides: Sequence[str]) -> str | None:
-    """Return the folder that `hydra.run.dir` names; None if an interpolation cannot be resolved."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -167,4 +166,4 @@ def _named(override: "Override", overrides: Sequence[str]) -> str | None:
         for given in (list(overrides), [text(override)]):
             with suppress(HydraException, OmegaConfBaseException):
                 return str(compose(CONFIG, given, return_hydra_config=True).hydra.run.dir)
-    return None
+    return None  # only the run itself can resolve the interpolation

@@ -14,14 +14,16 @@ SPLIT = re.compile(r"(test|val)(_ema)?")
 
 
 def chosen(key: str | None, summary: Summary, metric: str) -> str:
-    """Return the key of the objective in the summary, and refuse a key that the summary lacks.
+    """Return the key of a run's objective in its summary, such as `test.loss`.
 
-    `key` is the user's setting: names of keys and indices of list items, joined by dots, such as
-    `test.loss`. If it is None, the result is the metric of `val`, or of `test` in a run without
-    `val`. A null in the summary stands for a number that is measured later.
+    Args:
+        key: The user's setting: keys and indices of list items, joined by dots. None means the
+            metric of `val`, or of `test` in a run without `val`.
+        summary: The summary before the training. Numbers that are measured later are None.
+        metric: The name of the task's metric.
 
     Raises:
-        ConfigError: The summary has no such key, or its value is neither a number nor null.
+        ConfigError: The summary has no such key, or its value is neither a number nor None.
     """
     if key is None:
         return f"{'val' if 'val' in summary else 'test'}.{metric}"
@@ -46,8 +48,11 @@ def chosen(key: str | None, summary: Summary, metric: str) -> str:
 def check_direction(key: str, direction: str | None, metric: str, lower_is_better: bool) -> None:
     """Refuse a search for the worst loss or metric, for example for the largest loss.
 
-    `key` is the objective. `direction`, in which the sweeper searches, is "minimize", "maximize",
-    or None if unknown. `lower_is_better` says whether small values of `metric` are good.
+    Args:
+        key: The objective.
+        direction: What the sweeper searches for: "minimize", "maximize", or None if unknown.
+        metric: The name of the task's metric.
+        lower_is_better: Whether small values of the metric are good.
 
     Raises:
         ConfigError: The direction is wrong.
@@ -69,7 +74,6 @@ def value(key: str, summary: Summary) -> float | None:
 
 
 def _inside(node: Any) -> Mapping[str, Any]:
-    """Return the values of a mapping or a list, by key or index; {} for other values."""
     if isinstance(node, list):
         return {str(index): value for index, value in enumerate(node)}
     return node if isinstance(node, Mapping) else {}

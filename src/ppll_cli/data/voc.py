@@ -45,7 +45,7 @@ class Voc(DetectionDataset):
 
     Attributes:
         years: `07`, `12` or `07+12`; `YEARS` has the lists of pictures for each value. YAML reads
-            07 as the number 7, so 7 is accepted and means `07`.
+            07 as the number 7, so 7 means `07`.
     """
 
     years: str | int
@@ -100,7 +100,6 @@ class Voc(DetectionDataset):
         return f"unpack the archives of {URL} there"
 
     def _pictures(self, year: str, name: str) -> list[str]:
-        """Return the names of the pictures on a list, after a check that the pictures exist."""
         path = self.folder / _list(year, name)
         try:
             pictures = path.read_text().split()

@@ -67,15 +67,14 @@ class Checkpoint:
 
 
 def saved_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[int, Mapping[str, Any]]]:
-    """Return a checkpoint's tensors by name, and the measurements in it (see `Unreported`).
+    """Return a checkpoint's tensors by name, and its training measurements (see `Unreported`).
 
-    The tensors are views of the stages' files, so their values are read only when needed. The
-    manifest lists the files. Without a manifest (a user may copy only the stages' files), all files
-    named `stage-*.safetensors` are used.
+    The tensors are views of the stages' files, so their values are read only when needed. If the
+    folder has no manifest, all files named `stage-*.safetensors` are used.
     """
     if (folder / MANIFEST_FILE).exists():
         paths = [folder / file.name for file in read_manifest(folder).files]
-    else:
+    else:  # a user may have copied only the stages' files
         paths = sorted(folder.glob("stage-*.safetensors"))
     tensors: dict[str, Tensor] = {}
     unreported: dict[int, Mapping[str, Any]] = {}
@@ -96,8 +95,12 @@ def save_stage(
 ) -> SavedFile:
     """Write one stage's file of a checkpoint; return the file's entry for the manifest.
 
-    `step` is the number of optimizer steps done. The file gets `tensors`, and the measurements
-    `unreported` in its metadata.
+    Args:
+        run_dir: The run directory.
+        step: Number of optimizer steps done.
+        stage: Number of the stage.
+        tensors: The tensors to write, by name.
+        unreported: Measurements to write too.
 
     Raises:
         OSError, SafetensorError: The file cannot be written.
@@ -124,8 +127,11 @@ def unfinished_folder(run_dir: str | Path, step: int) -> Path:
 def finish(run_dir: str | Path, manifest: Manifest, keep: int, best: bool = False) -> Path:
     """Finish a checkpoint after all stages have written their files, and return its folder.
 
-    If `best` is true, this checkpoint becomes the best one: the link `best` points to it. Then old
-    checkpoints are removed. The newest `keep` checkpoints and the best one remain.
+    Args:
+        run_dir: The run directory.
+        manifest: The manifest of the checkpoint.
+        keep: Number of the newest checkpoints that stay. Older ones are removed, except the best.
+        best: Whether this checkpoint is the best one so far. Then the link `best` points to it.
     """
     unfinished = unfinished_folder(run_dir, manifest.step)
     folder = unfinished.with_name(f"step-{manifest.step}")
@@ -161,9 +167,8 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
     If newer checkpoints are damaged, log a warning for each.
 
     Raises:
-        ConfigError: `checkpoints` is not a readable folder. Or a checkpoint cannot be checked,
-            because a file is not readable or a newer version of this program wrote it. It may be
-            undamaged, so it is not skipped: a resumed run removes skipped checkpoints.
+        ConfigError: `checkpoints` is not a folder, it or a checkpoint in it cannot be read, or a
+            newer version of this program wrote a checkpoint.
     """
     place = Path(run_dir, "checkpoints")
     if os.path.lexists(place) and not os.path.isdir(place):
@@ -177,6 +182,7 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
             manifest = checked_manifest(folder)
             if manifest.step != step:
                 raise DamagedError(f"it is the checkpoint of step {manifest.step}")
+        # The next two may be undamaged. They are not skipped, because `go_back` would remove them.
         except LaterFormatError as error:
             raise ConfigError("resume", run_dir, str(error), "use a newer ppll-run") from None
         except UnreadableError as error:
@@ -196,8 +202,9 @@ def _unreadable(run_dir: str | Path, what: str, why: object) -> ConfigError:
 def go_back(run_dir: str | Path, to: Checkpoint | None) -> None:
     """Remove all checkpoints after `to`, or all checkpoints if `to` is None.
 
-    The removed checkpoints are damaged (see `newest`), and the run will repeat their steps. The
-    link `last` then points to `to`; other links to removed checkpoints are removed.
+    Call this with the result of `newest`, before a run resumes there: then only damaged checkpoints
+    are removed. The link `last` points to `to` afterwards; other links to removed checkpoints are
+    removed.
     """
     for step, folder in _step_paths(run_dir):
         if to is None or step > to.step:
@@ -228,7 +235,7 @@ def named(run_dir: str | Path, name: str) -> Checkpoint:
 
 
 def has_ema(checkpoint: Path) -> bool:
-    """Return whether a checkpoint holds averaged weights."""
+    """Return whether a checkpoint has averaged weights (EMA)."""
     tensors, _ = saved_tensors(checkpoint)
     return any(name.startswith(EMA) for name in tensors)
 
@@ -236,8 +243,8 @@ def has_ema(checkpoint: Path) -> bool:
 def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
     """Read the model's parameters and buffers, named by unit, without auxiliary networks.
 
-    If `ema` is true, the averages of floating-point tensors replace these tensors. Other tensors
-    have no averages.
+    If `ema` is true, tensors that have an average (see `EMA`) are replaced by it. Only
+    floating-point tensors have one.
     """
     prefixes = ("model.", EMA) if ema else ("model.",)  # an average replaces the weight itself
     tensors, _ = saved_tensors(checkpoint)
@@ -245,7 +252,7 @@ def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
 
 
 def write_model(checkpoint: Path, path: Path, ema: bool = False) -> None:
-    """Write the `model_tensors` of a checkpoint to a file.
+    """Write the model of a checkpoint to a safetensors file; `model_tensors` explains `ema`.
 
     Raises:
         DamagedError: The files of the checkpoint do not match its manifest, or cannot be read.
@@ -267,7 +274,6 @@ def _point_link(name: str, folder: Path) -> None:
 
 
 def _step_paths(run_dir: str | Path) -> list[tuple[int, Path]]:
-    """Return (N, path) for each path with the name of a checkpoint, `step-N`, sorted by N."""
     found = []
     for path in Path(run_dir, "checkpoints").glob("step-*"):
         number = path.name.removeprefix("step-")

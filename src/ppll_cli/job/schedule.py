@@ -10,7 +10,7 @@ from ppll_cli.pipeline.schedule import Schedule
 
 
 def schedule_of(config: Mapping[str, Any]) -> Schedule:
-    """Make a schedule, and check the attributes that a user's own class may have set wrongly.
+    """Make a schedule from its configuration, and check it: the class may be the user's own.
 
     Raises:
         ConfigError: The class is not a Schedule, or an attribute has a wrong type or value.

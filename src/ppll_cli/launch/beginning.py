@@ -40,6 +40,8 @@ def record(
 ) -> None:
     """Write what `resume` reads: the run's configuration, and a list that identifies its data.
 
+    `choices` has the chosen option of each group of options, for example "ring" for `transport`.
+
     Raises:
         ConfigError: The directory has the record of another run.
         OSError: A file cannot be written.
@@ -73,9 +75,16 @@ def check_data(
     identity: Identity | None,
     otherwise: str = "start a new run",
 ) -> None:
-    """Refuse data that have changed since the run was started.
+    """Refuse data that are not the data with which a run was started.
 
-    The message tells the user to give the original data, or to do what `otherwise` says.
+    Args:
+        before: The record of this run.
+        data: The `data` section of the settings.
+        identity: The identity of the data as they are now; None if they have none.
+        otherwise: What the user can do instead of giving the original data.
+
+    Raises:
+        ConfigError: The data differ.
     """
     if before.data_sha256 is None or identity is None:
         return
@@ -92,7 +101,7 @@ def check_data(
 
 
 def recorded_identity(before: Recorded) -> Identity:
-    """Return the identity (see `data.identity`) of the data at a run's start; empty if unknown."""
+    """Return the identity of the data when a run was started; empty if it is unknown."""
     found = object_in(before.run_dir / DATA_FILES)
     return found if digest_of(found) == before.data_sha256 else {}
 
@@ -100,7 +109,12 @@ def recorded_identity(before: Recorded) -> Identity:
 def check_weights(before: Recorded, weights: Mapping[str, Any] | None) -> None:
     """Refuse to resume a run if its file of initial weights has changed since it was started.
 
-    `weights` describes the file as it is now; None if the run does not read the file.
+    Args:
+        before: The record of the run.
+        weights: The `file`, and its digest `sha256` as it is now; None if the file is not read.
+
+    Raises:
+        ConfigError: The file has changed.
     """
     then = before.weights
     if weights is not None and then is not None and weights["sha256"] != then.get("sha256"):
@@ -110,7 +124,11 @@ def check_weights(before: Recorded, weights: Mapping[str, Any] | None) -> None:
 
 
 def check_restorable(job: Job, start: Checkpoint) -> None:
-    """Refuse a checkpoint whose tensors do not fit the networks that this version builds."""
+    """Refuse a checkpoint whose tensors do not fit the networks that this version builds.
+
+    Raises:
+        ConfigError: A tensor is missing, is unknown, or has another shape.
+    """
     seed = job.settings.seed
     model = make_seeded("model", job.settings.model, seed)
     method: LocalMethod = make_seeded("local", job.local, seed)
@@ -131,7 +149,6 @@ def check_restorable(job: Job, start: Checkpoint) -> None:
 
 
 def _needed(job: Job, method: LocalMethod) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the name and shape of each tensor that a checkpoint must hold."""
     site = job.site(job.units())
     with torch.device("meta"):
         model = PlainModel(site.units)
@@ -153,10 +170,14 @@ def _needed(job: Job, method: LocalMethod) -> Iterator[tuple[str, tuple[int, ...
 def finished(
     run_dir: Path, start: Checkpoint | None, steps: int, metrics: Metrics, wanted: str
 ) -> dict[str, Any] | None:
-    """Return the summary of a run that has all its results; None for any other run.
+    """Return the summary of a run that has nothing left to do; None if it must be resumed.
 
-    `steps` is the number of steps of the whole run; `wanted` is the key of the value that a sweeper
-    optimizes.
+    Args:
+        run_dir: The run directory.
+        start: The newest checkpoint; None if there is none.
+        steps: Number of steps of the whole run.
+        metrics: The metrics file of the run.
+        wanted: The key of the objective in the summary.
     """
     if start is None or start.step < steps or not (run_dir / MODEL_FILE).is_file():
         return None
@@ -182,8 +203,11 @@ def restarts(run_dir: Path) -> list[dict[str, Any]]:
 def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: int) -> None:
     """Undo what was written into the run directory after the checkpoint at which the run resumes.
 
-    `start` is this checkpoint; None if there is none, and the run starts again at step 0. `steps`
-    is the number of steps of the whole run.
+    Args:
+        run_dir: The run directory.
+        start: This checkpoint; None if there is none, and the run starts again at step 0.
+        metrics: The metrics file of the run.
+        steps: Number of steps of the whole run. The evaluation after the last step is undone, too.
     """
     if start is None:
         log.warning("there is no checkpoint: the run starts again at step 0")

@@ -24,8 +24,8 @@ LEAVE_S = 5.0
 class Watched(Seen):
     """A worker of this machine.
 
-    `ends` are its ends of channels. The launcher also keeps them open. So if this worker dies, the
-    other workers do not notice it, and the launcher can start a new process with the same ends.
+    `ends` are the worker's ends of channels. The launcher also keeps them open. So if this worker
+    dies, the other workers do not notice, and a new process can use the same ends.
     """
 
     ends: ChannelEnds
@@ -35,7 +35,11 @@ class Watched(Seen):
     failed: bool = False
 
     def begin(self, job: Job, recovery: Recovery | None = None) -> None:
-        """Start the worker's process. Without `recovery`, the worker cannot be restarted later.
+        """Start the worker's process.
+
+        Args:
+            job: The job of all workers.
+            recovery: What the worker needs to be restarted later; None if it is not restarted.
 
         Raises:
             RunFailedError: The fork server has ended, or is stopped.
@@ -81,9 +85,8 @@ class Watched(Seen):
             remove_left(self.process.pid)
 
     def _is_gone(self, limit_s: float) -> bool:
-        """Return whether the worker has closed its end of the pipe; discard its unread reports."""
         with suppress(EOFError, OSError):
             while self.reports.poll(limit_s):
-                self.reports.recv_bytes()
+                self.reports.recv_bytes()  # discard the report
             return False
         return True

@@ -1,4 +1,4 @@
-"""Greedy local learning through the task's smallest head."""
+"""Greedy local learning: each module trains through a small prediction head."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ from ppll_cli.local.method import Criterion, LocalMethod, Site
 class Greedy(LocalMethod):
     """Trains each module through the task's smallest head.
 
-    For classification this head consists of a pool and a Linear layer.
+    For classification, this is a pool and a Linear layer.
 
     Attributes:
-        detection_head: See `DetectionHead`; None means `pyramid`. The local head's input map is the
-            module's output.
+        detection_head: Only for detectors: the pyramid levels on which a module trains (see
+            `DetectionHead`). None means `pyramid`. The local head reads the module's output.
     """
 
     detection_head: DetectionHead | None = None

@@ -27,16 +27,16 @@ GROUPS = 32
 class RetinaNet:
     """RetinaNet on torchvision's ResNet, with units `stem`, `layer1.0` ... `layer4.N` and `head`.
 
-    `head` has the pyramid and the branches for classes and boxes. It reads the last maps of the
-    second, third and fourth group of residual units. BatchNorm in residual units is trained; in
-    torchvision's pretrained models it is frozen.
+    `head` has the pyramid and the branches for classes and boxes. It reads the outputs of the last
+    units of `layer2`, `layer3` and `layer4`. BatchNorm is trained, not frozen.
 
     Attributes:
         depth: Depth of the ResNet.
         width: Number of channels of the pyramid and of the branches.
         norm: The norms between the branches' convolutions: `none`, as in the paper, or `group` for
             GroupNorm with 32 groups, as in torchvision's second version.
-        drop_path: Probability of stochastic depth in the last residual unit, as in `CifarResNet`.
+        drop_path: Probability of stochastic depth in the last residual unit. It is lower in earlier
+            units (see `CifarResNet`).
     """
 
     depth: FamilyDepth = 18
@@ -72,7 +72,7 @@ class RetinaNet:
         return [*units, Unit("head", build, reads, ("prediction",), adapt)]
 
     def _alone(self, task: Detection, input_shape: Shape, output_shape: Shape) -> nn.Module:
-        """Return a head that reads one feature map instead of three (see `Unit.adapt`)."""
+        # For `Unit.adapt`: this head reads one map instead of three.
         stride = task.stride("model", "retinanet", input_shape)
         return self._head(task, {stride: input_shape[0]})
 

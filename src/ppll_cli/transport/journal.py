@@ -1,25 +1,21 @@
-"""The transport of a run whose stages can be restarted: a ring that keeps messages for a restart.
+"""The transport of a run whose stages can be restarted: channels keep messages for a restart.
 
-The whole state of a channel is in memory that the parent shares with both ends: the tensors, the
-headers, and two counters. So if a worker dies at any moment, a new worker can send or receive the
-next messages in its place::
+If a worker dies, a new process takes its place. It loads the worker's latest snapshot, and receives
+the messages after this snapshot again. So a channel keeps each message until its receiver has taken
+a snapshot after the message::
 
     freed                  received                sent
       |    kept for replay    |   waiting to be read  |   free
     --+-----------------------+-----------------------+-----------> messages, slot = number % slots
 
-`sent` counts complete messages: the sender raises it after the last byte. A snapshot is a copy of a
-stage's state. `freed` counts messages that the receiver never reads again, because it received them
-before its latest snapshot. After a restart, the receiver loads this snapshot, and reads the
-messages after `freed` again.
+`sent` counts the messages that were sent completely. `freed` counts the messages that the receiver
+never reads again.
 
-A restarted sender loads its own latest snapshot, and computes again messages that are already in
-the ring. It does not send them again, but it checks that they equal the messages in the ring, byte
-for byte.
+The new process also computes messages that the dead process had sent. It does not send them again.
+It checks that they equal the messages in the channel, byte for byte.
 
-The two pipes contain no messages: each end only wakes the other end through them. So nothing is
-lost if a worker reads a pipe and then dies. The code relies on the memory order of x86: another
-process sees stores in the order in which they were made.
+All state of a channel is in memory that the parent shares with both ends, so that it outlives the
+workers.
 """
 
 import ctypes
@@ -50,50 +46,34 @@ _DRAINED = 1 << 16  # largest number of bytes to read from a pipe in one call
 
 
 class _Counters(ctypes.Structure):
-    """Counters of messages since the start of the run, in shared memory."""
-
     _fields_ = (("sent", ctypes.c_int64), ("freed", ctypes.c_int64))
     sent: int
     freed: int
 
 
 class _WakeUp:
-    """Wakes the other end of a channel, and waits until the other end wakes this one."""
-
+    # The pipes contain no messages, so nothing is lost if a worker reads a byte and then dies.
     def __init__(self, wakes: Connection, woken: Connection) -> None:
         self._wakes, self._woken = wakes, Inlet(woken)
 
     def open(self) -> None:
-        """Prepare the pipe for this process, and wake the other end.
-
-        After a restart, this is necessary if the earlier process died just before it woke the other
-        end.
-        """
         os.set_blocking(self._wakes.fileno(), False)
-        self.wake()
+        self.wake()  # an earlier process of this worker may have died just before it did this
 
     def wake(self) -> None:
         with suppress(BlockingIOError):  # the pipe is full, so the other end will wake up anyway
             os.write(self._wakes.fileno(), b"\0")
 
     def wait(self, timeout_s: float) -> None:
-        """Wait up to `timeout_s` seconds until the other end wakes this one."""
         if self._woken.ready(timeout_s):
             os.read(self._woken.connection.fileno(), _DRAINED)
 
 
 class _End:
-    """Base class of sender and receiver. `position` counts messages since the run's start.
-
-    The channel's memory has first the slots, then the counters, then a head for each slot: the
-    header and the layout of the message in the slot. `head` is the number of bytes of each head,
-    and also of the counters.
-    """
-
     def __init__(self, slots: Slots, head: int, wakeup: _WakeUp, device: str) -> None:
         self._slots, self._head_bytes = slots, head
         self._wakeup, self._device = wakeup, torch.device(device)
-        self.position = 0
+        self.position = 0  # number of the next message, counted since the run's start
 
     def open(self) -> None:
         self._slots.memory.open()
@@ -104,10 +84,8 @@ class _End:
         return _Counters.from_address(self._address(0))
 
     def _address(self, number: int) -> int:
-        """Return the address of the counters if `number` is 0, or of the head of a slot.
-
-        Number 1 stands for the head of slot 0, number 2 for that of slot 1, and so on.
-        """
+        # The memory has the slots, then the counters (number 0), then a head for each slot. The
+        # counters and each head take `_head_bytes`.
         memory, slots = self._slots.memory.tensor, self._slots
         assert memory is not None
         return memory.data_ptr() + slots.count * slots.size + number * self._head_bytes
@@ -139,8 +117,8 @@ class _End:
 class JournalSender(_End):
     """The sending end; see `channel.Sender`.
 
-    After a restart, `position` may be less than `sent`: the process before the restart had already
-    sent messages that this process computes again.
+    `position` is the number of the next message. After a restart, it may be less than the number of
+    sent messages, because the earlier process of this worker has sent more.
     """
 
     bytes_sent = 0
@@ -157,13 +135,13 @@ class JournalSender(_End):
         return self.position < counters.sent or used < self._slots.count
 
     def already_sent(self) -> Header | None:
-        """Return the header of the next message if it was sent before the restart; else None."""
+        """Return the header of the next message if it was sent before a restart; else None."""
         if self.position == self._counters.sent:
             return None
         return self._read_head(self.position)[0]
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
-        """Send a message. If it was sent before a restart, only compare it with the sent message.
+        """Send a message. If it was sent before a restart, only check that it is equal.
 
         Raises:
             ReplayError: The message differs from the message that was sent before the restart.
@@ -177,6 +155,8 @@ class JournalSender(_End):
                 view.copy_(tensors[name].detach(), non_blocking=True)
             self._write_head(self.position, header, layout)
             Moment(self._device).wait()  # the receiver's device does not wait for our queued copies
+            # After the last byte. This relies on the memory order of x86: another process sees
+            # stores in the order in which they were made.
             self._counters.sent += 1
             self._wakeup.wake()
         self.position += 1
@@ -195,9 +175,9 @@ class JournalSender(_End):
 class JournalReceiver(_End):
     """The receiving end; see `channel.Receiver`.
 
-    Received tensors are copies: a network may change its inputs in place, but a restart needs the
-    messages unchanged. A stage that takes snapshots sets `keeps`: then only `free` frees the slots
-    of released messages. Otherwise `release` frees each slot immediately.
+    Attributes:
+        keeps: Whether the slots of released messages stay in use until `free` is called. A stage
+            that takes snapshots sets this. If it is False, `release` frees the slot.
     """
 
     keeps = False
@@ -219,6 +199,7 @@ class JournalReceiver(_End):
         header, layout = self._read_head(self.position)
         views = self._views(self.position, layout)
         self.position += 1
+        # Copy, because a network may change its inputs in place: a restart needs them unchanged.
         copies = {name: self._copy(view) for name, view in views.items()}
         self._copied = Moment(self._device)
         return header, copies
@@ -229,7 +210,7 @@ class JournalReceiver(_End):
         return view.to(self._device, non_blocking=True)
 
     def release(self) -> None:
-        """Release the oldest message in use; free its slot only if `keeps` is not set."""
+        """Release the oldest message in use, and free its slot unless `keeps` is True."""
         self._released += 1
         if not self.keeps:
             self._copied.wait()  # the sender must not fill the slot while it is being copied
@@ -241,25 +222,31 @@ class JournalReceiver(_End):
         return self._released - self._counters.freed
 
     def go_back(self, position: int) -> None:
-        """After a restart, continue with message `position`; the snapshot covers earlier ones."""
+        """Continue with message number `position`, after a restart from a snapshot.
+
+        Earlier messages are freed, because they were received before the snapshot.
+        """
         self.position = self._released = position
         self.free()
 
     def free(self) -> None:
-        """Free the slots of all released messages.
+        """Free the slots of all released messages, so that the sender can fill them.
 
-        Before this call, all copies of the messages' tensors must be complete. If `keeps` is set, a
-        snapshot must have been taken after these messages.
+        Call this only when the copies of the messages' tensors are complete. If `keeps` is True, a
+        snapshot must have been taken after the messages were released.
         """
         self._counters.freed = self._released
         self._wakeup.wake()
 
 
 class JournalTransport(RingTransport):
-    """Channels that can keep a message until the receiving stage has saved a snapshot after it."""
+    """Creates channels whose messages can be received again after a restart."""
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
-        """Return why shared memory has no room for all slots (`size` bytes); None if it has."""
+        """Return why shared memory has no room for `size` bytes; None if it has room.
+
+        `size` is the total size of all slots of all channels.
+        """
         return no_room(size)  # slots are in shared memory of the host, also between CUDA devices
 
     def channel(
@@ -281,10 +268,8 @@ class JournalTransport(RingTransport):
 
 
 def head_bytes(size: int) -> int:
-    """Return the bytes to reserve for the header and the layout of a message of `size` bytes.
-
-    Each tensor takes at least `ALIGNMENT` bytes, so the size limits the number of tensors.
-    """
+    """Return the bytes to reserve for the header and layout of a message of `size` bytes."""
+    # Each tensor takes at least `ALIGNMENT` bytes, so the size limits the number of tensors.
     return min(LARGEST_HEAD, _SMALLEST_HEAD + size // ALIGNMENT * _HEAD_PER_TENSOR)
 
 

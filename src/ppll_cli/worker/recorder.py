@@ -2,9 +2,10 @@
 
 A segment is a sequence of training batches without an evaluation or checkpoint between them. The
 first batches of a process (warm-up) are not counted. The first batches of a segment are not counted
-either: their inputs arrived while the stage evaluated or saved, so it would look faster than it is.
+either: their inputs arrived while the stage evaluated or saved a checkpoint, so the stage would
+look faster than it is.
 
-A trace lists when each instruction and each wait of the first counted batches began and ended.
+A trace lists when each instruction and each wait of some consecutive batches began and ended.
 """
 
 from collections import defaultdict, deque
@@ -41,7 +42,7 @@ class Totals:
 
     Attributes:
         wall_s: Seconds that the training batches took in total.
-        spent_s: Seconds by kind of time, from `progress.KINDS`.
+        spent_s: Seconds of each kind of time; `progress.KINDS` has the kinds.
         instruction_s: Seconds spent on each instruction, without waiting.
     """
 
@@ -54,40 +55,28 @@ class Totals:
 
 @dataclass
 class _Trace:
-    """The spans of a segment's first batches. Their times are seconds after the moment `since`."""
-
-    since: Any
+    since: Any  # the moment from which the times of `spans` are counted
     batches: int = 0
     spans: list[Span] = field(default_factory=list)
 
 
 class _Queued(NamedTuple):
-    """An interval whose length is not known yet: an instruction, a wait, or a whole segment.
-
-    Attributes:
-        kind: The kind of time, from `progress.KINDS`; None for a segment.
-        instruction: The instruction; None for a wait or a segment.
-        first, last: The moments when the interval began and ended (see `Clock`).
-        step: Number of optimizer steps done before the interval's batch, or a segment's last batch.
-        since: The moment when the counted part of the segment began.
-        trace: The trace to which the interval is added; None if it is not traced.
-    """
-
-    kind: str | None
-    instruction: Instruction | None
-    first: Any
-    last: Any
-    step: int
-    since: Any
-    trace: _Trace | None
+    # An interval whose length is not known yet: an instruction, a wait, or a whole segment.
+    kind: str | None  # None for a segment
+    instruction: Instruction | None  # None for a wait or a segment
+    first: Any  # the moment when the interval began
+    last: Any  # the moment when the interval ended
+    step: int  # optimizer steps done before this batch; for a segment, before its last batch
+    since: Any  # the moment when the counted part of the segment began
+    trace: _Trace | None  # the trace to which the interval is added
 
 
 class Recorder:
-    """Measures a stage's time. In the steady state, it does not wait for the device.
+    """Measures a stage's time without waiting for the device in the steady state.
 
-    On CUDA, the device may finish work long after the worker has queued it. So after each batch the
-    recorder adds only the times of finished work. `settle` waits for the rest. The worker calls it
-    only when it has to wait anyway, for example at a checkpoint.
+    On CUDA, the device may finish work long after the worker has queued it. Times are added when
+    the work is finished. Only `settle` and `so_far` wait for the device. Call them when the worker
+    has to wait anyway, for example at a checkpoint.
 
     Args:
         warmup: Number of batches not counted at the start of the process.
@@ -99,7 +88,8 @@ class Recorder:
     Attributes:
         totals: Counts of the steady state, and the times of its finished work.
         trace: The traced spans, on the host's clock, in the order of their ends; set by `settle`.
-        counted_s: Length in seconds of the steady state, up to the last work that is in `totals`.
+        counted_s: Seconds from the beginning of the steady state to the last work in `totals`,
+            without the batches that are not counted.
     """
 
     def __init__(
@@ -165,8 +155,9 @@ class Recorder:
     def span(self, kind: str, instruction: Instruction | None = None) -> Iterator[None]:
         """Measure the time that the device takes for the body of the `with` statement.
 
-        The time is added to the times of `kind`. `instruction` is the instruction that the body
-        executes. It is None for other time, such as a wait for another stage.
+        Args:
+            kind: The kind of time to which it is added, from `progress.KINDS`.
+            instruction: The instruction that the body executes; None for a wait or other work.
         """
         since = self._since
         if since is None:
@@ -178,7 +169,7 @@ class Recorder:
         self._unread.append(_Queued(kind, instruction, first, last, self._step, since, self._trace))
 
     def executing(self, instruction: Instruction) -> AbstractContextManager[None]:
-        """Return a context that measures an instruction of `KINDS`, and does nothing for others."""
+        """Return a context that measures an instruction if `KINDS` has its type."""
         kind = KINDS.get(type(instruction))
         if isinstance(instruction, do.Loss) and instruction.chunk in self._auxiliary:
             kind = "auxiliary"
@@ -211,13 +202,14 @@ class Recorder:
         return found
 
     def continue_from(self, totals: Totals, trace: list[Span]) -> None:
-        """Continue from the totals that `so_far` returned in an earlier process.
+        """Begin with what the worker's earlier process measured before a restart.
 
-        If that process has made a trace, keep it. A new trace would show other batches than the
-        traces of the other stages.
+        Args:
+            totals: What `so_far` returned there.
+            trace: The trace made there. If it is not empty, no new trace is made.
         """
         self.totals, self.counted_s, self.trace = totals, totals.wall_s, trace
-        if trace:
+        if trace:  # a new trace would show other batches than the traces of the other stages
             self._traced = 0
 
     def _read(self, queued: _Queued) -> None:

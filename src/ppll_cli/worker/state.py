@@ -6,7 +6,8 @@ Names in a checkpoint begin with
 - `transient.` and the name of a buffer: non-persistent buffers, and all buffers of exports;
 - `optimizer.` and the name of a parameter: the optimizer's state for that parameter;
 - `ema.` and a unit's name: averages of the unit's parameters and buffers;
-- `watched.`, a unit's name and a number n: the unit's parameters as they were n steps ago.
+- `watched.`, a unit's name and a number n: the unit's parameters as they were n steps ago, for
+  local losses that read weights with a lag.
 """
 
 from collections import defaultdict
@@ -59,7 +60,7 @@ def restore(chunks: Iterable[Networks], saved: Mapping[str, Tensor]) -> None:
 
 
 def begin_with(chunks: Iterable[Networks], weights: Weights) -> None:
-    """Load weights of units from a file; weights that the file lacks keep their values."""
+    """Load initial weights of units from a file; weights that the file lacks keep their values."""
     saved = read_weights(weights.file)
     for chunk in chunks:
         for unit, network in chunk.units:
@@ -73,10 +74,6 @@ def begin_with(chunks: Iterable[Networks], weights: Weights) -> None:
 
 
 def _named_networks(chunk: Networks) -> Iterator[tuple[str, nn.Module]]:
-    """Yield a prefix and a network, for each network that a checkpoint saves.
-
-    In the checkpoint, the names of the network's tensors begin with the prefix.
-    """
     for unit, network in chunk.units:
         yield f"model.{unit.name}", network
     if chunk.criterion is not None:
@@ -84,10 +81,6 @@ def _named_networks(chunk: Networks) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _transient(chunk: Networks) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """Yield each `transient` buffer: its name in a checkpoint, its network, the buffer itself.
-
-    These are the buffers that `state_dict()` lacks, and all buffers of exports.
-    """
     for prefix, network in _named_networks(chunk):
         kept = network.state_dict()
         for name, buffer in network.named_buffers():
@@ -106,18 +99,14 @@ def _copies(chunk: Networks) -> Iterator[tuple[str, Tensor]]:
 
 
 def _replace(network: nn.Module, buffer: Tensor, by: Tensor) -> None:
-    """Replace a buffer by another tensor, in all submodules that have this buffer."""
-    for name, each in [*network.named_buffers(remove_duplicate=False)]:
+    for name, each in [*network.named_buffers(remove_duplicate=False)]:  # submodules may share it
         if each is buffer:
             place, _, last = name.rpartition(".")
             network.get_submodule(place).register_buffer(last, by, persistent=False)
 
 
 def _like(parameter: Tensor, saved: Tensor) -> Tensor:
-    """Return a saved tensor of a parameter's optimizer state, on the parameter's device.
-
-    If the tensor has the parameter's shape, it also gets the parameter's memory format.
-    """
     if saved.shape != parameter.shape:
         return saved.to(parameter.device)
+    # `empty_like` also keeps the memory format of the parameter.
     return torch.empty_like(parameter, dtype=saved.dtype, requires_grad=False).copy_(saved)

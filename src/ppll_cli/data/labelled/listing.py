@@ -61,15 +61,14 @@ class ListingError(ValueError):
 
 
 def arranged(parts: Parts) -> tuple[tuple[str, ...], dict[str, Listing]]:
-    """Number the classes of the training pictures, and check those of `test` and `val`.
+    """Number the classes of the training pictures, and check the classes of the other parts.
 
     Returns:
-        The names of the classes, in the order of their labels, and the pictures of `train`, `test`
-        and `val`, as far as `parts` has them.
+        The names of the classes, in the order of their labels; and the `Listing` of each part.
 
     Raises:
-        ListingError: `train`, `test` or `val` has no pictures, a class has no training pictures,
-            the folder of `test` or `val` lacks a class, or there is only one class.
+        ListingError: A part has no pictures, there is only one class, a class has no training
+            pictures, or the folder of `test` or `val` lacks a class.
     """
     source, train = parts["train"]
     classes = in_order(train)
@@ -103,12 +102,15 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def from_folders(folder: Path, *, empty: bool = False) -> Classes:
-    """Find the pictures in a folder that has a folder for each class.
+    """Find the pictures in a folder that has a folder for each class, also in its subfolders.
 
-    Pictures may be in subfolders of a class. `empty` allows classes without pictures.
+    Args:
+        folder: The folder that has the folders of the classes.
+        empty: Whether a class may have no pictures.
 
     Raises:
-        ListingError: There are no classes, or a class has no pictures and `empty` is False.
+        ListingError: There are no classes, a folder cannot be read, or a class has no pictures and
+            `empty` is False.
     """
     found: dict[str, Sequence[str]] = {}
     for inner in class_folders(folder):
@@ -132,14 +134,17 @@ def from_csv(
     *folders: Path,
     meant: Callable[[str, str], tuple[str, str]] = lambda path, label: (path, label),
 ) -> Classes:
-    """Find the pictures in a CSV file. Each line has the path of a picture and its class.
+    """Find the pictures that a CSV file lists; each line has the path and the class of a picture.
 
-    The first line may name the columns; without names, paths are in the first column, and classes
-    in the second. Other columns are ignored. Columns are separated by commas, semicolons or tabs.
-    The pictures of each class stay in the order of the file.
+    The first line may name the columns, as in `PATH_NAMES` and `LABEL_NAMES`. Without names, paths
+    are in the first column, and classes in the second. The separator is a comma, a semicolon or a
+    tab. The pictures of each class stay in the order of the file.
 
-    Paths are relative to the first of `folders` that has the picture. `meant` converts the contents
-    of the two columns to the path and the class.
+    Args:
+        file: The CSV file.
+        folders: A path is relative to the first of these folders that has the picture.
+        meant: Converts the texts in the two columns to the path and the class, if the file has
+            something else there.
 
     Raises:
         ListingError: The file cannot be read, a line has no path or no class, or a picture does not
@@ -170,7 +175,6 @@ def from_csv(
 
 
 def _check_classes(source: Path, found: Iterable[str], train: Iterable[str]) -> None:
-    """Refuse a class that is not in `train`, and a folder that lacks a class of `train`."""
     new, lacking = sorted(set(found) - set(train)), sorted(set(train) - set(found))
     if new:
         problem = f"has the class {new[0]}, which the training pictures do not have"
@@ -193,8 +197,6 @@ def _reading(source: Path) -> Iterator[None]:
 
 
 def _pictures(folder: Path) -> list[str]:
-    """Return the pictures in a folder and its subfolders, sorted by path."""
-
     def unreadable(error: OSError) -> None:
         raise error
 
@@ -215,7 +217,6 @@ def _first(names: Sequence[str], known: Sequence[str]) -> int | None:
 
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line number, from 1, and the cells of each row that is not empty."""
     with _reading(file), open_regular(file, _MOST_CSV_BYTES) as opened:
         text = opened.read().decode("utf-8-sig")
     first = next((line for line in StringIO(text, newline="") if line.strip()), "")

@@ -48,7 +48,7 @@ _PROGRAM = (
 
 
 class Job(NamedTuple):
-    """A request: pictures to decode, an array for the images, and a future that reports the end."""
+    """Pictures to decode, the array for their images, and a future that waits for them."""
 
     wanted: Sequence[Wanted]
     images: NDArray[np.uint8]
@@ -58,8 +58,12 @@ class Job(NamedTuple):
 class Loaders:
     """Child processes that decode pictures. Several threads may use this object.
 
-    On Linux the processes are killed when the thread that created this object ends, so this thread
-    must run as long as the loaders are needed. `side` is height and width of the images, in pixels.
+    On Linux the processes are killed when the thread that created this object ends. So create it
+    in a thread that runs as long as the loaders are needed.
+
+    Args:
+        count: Number of processes.
+        side: Height and width of the images, in pixels.
     """
 
     def __init__(self, count: int, side: int) -> None:
@@ -76,7 +80,7 @@ class Loaders:
         """Start to decode pictures, and return before they are decoded.
 
         Raises:
-            RunFailedError: `close` was called, so nothing would answer.
+            RunFailedError: `close` was called.
         """
         if not self.close.still_active():
             raise RunFailedError("the data loaders have been closed")
@@ -91,7 +95,7 @@ class Loaders:
 
 @dataclass(frozen=True)
 class Loading:
-    """Pictures that are being decoded, with a future per request."""
+    """Pictures that loaders are decoding; `images` waits for them."""
 
     _images: NDArray[np.uint8]
     _answers: Sequence[Future[None]]
@@ -119,18 +123,22 @@ Key = TypeVar("Key", bound=Hashable)
 class DecodedAhead(Generic[Key]):
     """Provides batches of images, and lets loaders decode the next batches in advance.
 
-    Each batch has a key; `begin` starts to decode the batch with this key. Only one thread may use
-    this object.
+    Only one thread may use this object.
+
+    Args:
+        begin: Starts to decode the batch that has this key. Keys are chosen by the caller, for
+            example numbers of batches.
     """
 
     def __init__(self, begin: Callable[[Key], Loading]) -> None:
         self._begin, self._begun = begin, dict[Key, Loading]()
 
     def images(self, keys: Sequence[Key]) -> NDArray[np.uint8]:
-        """Return the images of the batch with the first key, uint8 [N, 3, side, side].
+        """Return the images of a batch, uint8 [N, 3, side, side].
 
-        The other keys are for the next calls: loaders begin to decode their batches, too. A batch
-        that was begun in an earlier call is dropped if its key is not in `keys`.
+        Args:
+            keys: The key of this batch, and then the keys of the next batches. Loaders begin to
+                decode them all. A batch begun in an earlier call is dropped if its key is not here.
         """
         for key in [key for key in self._begun if key not in keys]:
             self._begun.pop(key).cancel()
@@ -143,10 +151,10 @@ class DecodedAhead(Generic[Key]):
 def images_of(
     wanted: Sequence[Wanted], side: int, processes: int
 ) -> Generator[NDArray[np.uint8], None, None]:
-    """Yield arrays with the images of pictures.
+    """Decode pictures, and yield their images in order, as square images of `side` x `side` pixels.
 
-    If there are at most `_FEW` pictures, this process decodes them, and each array is one image,
-    uint8 [3, side, side]. If there are more, loaders decode them, and each array has up to `_BATCH`
+    Few pictures are decoded in this process, and each yielded array is one image, uint8
+    [3, side, side]. Many pictures are decoded by `processes` loaders, and each array has several
     images, uint8 [n, 3, side, side].
     """
     if len(wanted) <= _FEW:
@@ -160,8 +168,6 @@ def images_of(
 
 
 class _Loader:
-    """The process of a loader, and the memory through which it returns images."""
-
     def __init__(self, side: int) -> None:
         self._connection, there = Pipe()
         with there, _shared_memory(MOST_AT_ONCE * 3 * side**2) as memory:
@@ -191,7 +197,6 @@ class _Loader:
             self.process.wait(END_S)
 
     def decode(self, wanted: Sequence[Wanted], images: NDArray[np.uint8]) -> None:
-        """Let the loader decode pictures, and copy their images to `images`."""
         connection, number = self._connection, self.process.pid
         try:
             connection.send(wanted)
@@ -212,7 +217,6 @@ class _Loader:
 
 
 def _shared_memory(size: int) -> IO[bytes]:
-    """Return memory that processes can share: a file of `size` bytes without a name."""
     if hasattr(os, "memfd_create"):
         file: IO[bytes] = os.fdopen(os.memfd_create("ppll-pictures"), "r+b")
     else:

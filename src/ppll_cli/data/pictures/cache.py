@@ -1,7 +1,7 @@
-"""Decodes pictures only once: keeps their pixels in files, and maps these files into memory.
+"""Decodes pictures once, keeps their pixels in files, and maps these files into memory.
 
 Legend: a picture of H x W pixels (height x width) is the target of super-resolution; the input is
-s times smaller (its scale).
+s times smaller (s is the scale).
 """
 
 import json
@@ -36,7 +36,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of a split."""
+    """The large and the small pictures of a split."""
 
     high: Sequence[Bytes]  # large pictures, uint8 [H, W, 3] each
     low: Sequence[Bytes]  # small pictures, uint8 [H / s, W / s, 3] each
@@ -54,16 +54,20 @@ def kept(
     longest: int | None,
     measured: bool,
 ) -> Pictures:
-    """Return the pictures of `sources` from the cache; decode and cache them first if necessary.
+    """Return pictures from the cache; if they are not in it, decode and store them first.
 
-    `sizes` has the `large_size` of each source. Large pictures are cropped so that their sides are
-    multiples of the scale. A small picture without a file is made from the large one with PIL's
-    bicubic filter. This filter is antialiased like MATLAB's imresize, and computes with 8 bits per
-    channel.
+    Large pictures are cropped so that their sides are multiples of the scale. A small picture
+    without a file is made from the large one with PIL's bicubic filter. This filter is antialiased
+    like MATLAB's imresize, and computes with 8 bits per channel.
 
-    The cache is in `folder`, which may not exist yet. `longest` limits the longer side of
-    large pictures, in pixels; larger pictures are reduced to it. If `measured`, the quality of
-    bicubic enlargement is measured too.
+    Args:
+        folder: The folder of the cache, which may not exist yet.
+        sources: The files of the pictures.
+        sizes: The `large_size` of each source.
+        scale: The scale s.
+        longest: The limit for the longer side of large pictures, in pixels. Larger pictures are
+            reduced to it. None means no limit.
+        measured: Whether to measure the quality of bicubic enlargement too.
     """
     shapes = {
         "high": [(height, width, 3) for height, width in sizes],
@@ -99,7 +103,11 @@ def kept(
 
 
 def stamped(path: Path) -> tuple[str, int, int]:
-    """Return path, size and modification time of a picture's file, or raise a ConfigError."""
+    """Return path, size and modification time of a picture's file, which show if it has changed.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
     try:
         return stamp(path)
     except OSError as error:
@@ -109,7 +117,6 @@ def stamped(path: Path) -> tuple[str, int, int]:
 def _pair(
     source: Source, large: Size, scale: int, longest: int | None
 ) -> tuple[Image.Image, Image.Image]:
-    """Return a large picture, reduced and cropped, and its small picture."""
     high = decoded(source.high)
     reduced = _reduced(high.size, longest)
     if reduced != high.size:
@@ -129,16 +136,16 @@ def _pair(
 
 
 def _views(path: Path, shapes: Sequence[tuple[int, ...]]) -> list[Bytes]:
-    """Map a file with the pixels of several pictures, and divide it into these pictures."""
     ends = np.cumsum([prod(shape) for shape in shapes], dtype=np.int64)
     parts = np.split(mapped_pixels(path, int(ends[-1])), ends[:-1])
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def large_size(path: Path, scale: int, longest: int | None) -> Size:
-    """Return a large picture's size after reducing and cropping; read only its header.
+    """Return the size of a large picture after reducing and cropping; read only the file's header.
 
-    `longest` is the limit for its longer side, in pixels; None for no limit.
+    Height and width are multiples of `scale`. `longest` limits the longer side, in pixels; None
+    means no limit.
     """
     width, height = _reduced(header(path).upright, longest)
     return height - height % scale, width - width % scale
@@ -152,7 +159,6 @@ def _reduced(size: tuple[int, int], longest: int | None) -> tuple[int, int]:
 
 
 def _quality(made: Bytes, wanted: Bytes, scale: int) -> tuple[float, float]:
-    """Return PSNR in dB and SSIM of two pictures; a border of `scale` pixels does not count."""
     import torch
 
     from ppll_cli.tasks.picture_quality import inner_luma, psnr, ssim_map

@@ -38,7 +38,7 @@ class Sized(NamedTuple):
 
 
 class SceneBatches(SplitBatches[Files, Scenes]):
-    """Makes batches of pictures, which are decoded for each batch."""
+    """Makes batches for object detection. Pictures are decoded anew for each batch."""
 
     dataset: "DetectionDataset"
 
@@ -51,7 +51,7 @@ class SceneBatches(SplitBatches[Files, Scenes]):
         self._std = per_channel(self.dataset.std, self.device)
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
-        """Make a training batch, in the random order of the epoch; ignored boxes are left out.
+        """Make a training batch, in the random order of the epoch, without ignored boxes.
 
         Returns:
             Images float32 [B, 3, H, W] and the targets of `ppll_cli.tasks.detection`, by name.
@@ -101,7 +101,6 @@ class SceneBatches(SplitBatches[Files, Scenes]):
         return {IMAGE: self._images([picture.pixels for picture in pictures]), **on_device}
 
     def _images(self, pictures: Sequence[Bytes]) -> Tensor:
-        """Normalise pictures, and pad them with zeros at right and bottom: float32 [B, 3, H, W]."""
         height, width = (
             self.dataset.padded(max(picture.shape[side] for picture in pictures)) for side in (0, 1)
         )
