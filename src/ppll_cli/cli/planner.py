@@ -26,8 +26,9 @@ class Row:
 
     Attributes:
         prediction: The prediction; None if an obstacle makes it impossible.
-        speed_up: The predicted speed, divided by the speed of back-propagation by one worker on
-            one device. For both speeds, each worker has the same number of threads.
+        speed_up: The predicted speed, divided by the speed of back-propagation by one worker with
+            the same number of threads.
+        obstacle: Why there is no prediction; empty if there is one.
     """
 
     schedule: str
@@ -43,16 +44,16 @@ class Row:
 class Planner:
     """Measures the units of a model once, and predicts many schedules from the measurements.
 
-    At the end of a `with` block, a planner ends the measuring process.
+    Use it in a `with` block: another process measures the units, and the end of the block ends it.
 
     Attributes:
-        settings: A function that returns the settings of a run, given the name of a schedule, the
-            number of devices and the number of replicas.
+        settings: A function that returns the settings of a run. Its arguments are the name of a
+            schedule, the number of devices and the number of replicas.
         replicas: The numbers of replicas to predict for. If None, tables have only rows without
             replicas, and `fastest` tries every divisor of the number of devices.
         per_machine: Number of devices of each machine; None if one machine has all.
-        neighbours: A limit for the number of other workers on a worker's machine that compute at
-            the same time. If None, `neighbours_of` computes the limit.
+        neighbours: The largest number of other workers that compute at the same time on a worker's
+            machine. If None, `neighbours_of` computes it.
 
     Raises:
         ConfigError: The settings do not fit the data, the model, one another or this machine.
@@ -110,14 +111,14 @@ class Planner:
         return max(known, key=lambda row: row.speed_up, default=None)
 
     def check(self) -> None:
-        """Raise the first error if nothing could be predicted."""
+        """Raise the first ConfigError that prevented a prediction, if there is no prediction."""
         if self._errors and not self._found:
             raise self._errors[0]
 
     def title(self, choices: Mapping[str, str]) -> str:
         """Return a line with the planned model, data set, batch size, precision and device.
 
-        `choices` has the chosen option of each group, for example `vit` for `model`.
+        `choices` has the chosen names of the model and the data set, for example `vit` for `model`.
         """
         base = self.base
         where = model_of(self.device)
@@ -234,7 +235,6 @@ class Planner:
         )
 
     def _try_units(self, job: Job) -> None:
-        """Check a job by `try_units`, once for all jobs that need the same trials."""
         trials = trials_of(job)
         if trials not in self._tried:
             self._tried[trials] = None

@@ -74,7 +74,10 @@ class ImageDataset(Classified):
         return ImageSpec(channels, height, width, tuple(self.mean), tuple(self.std))
 
     def identity(self, splits: "dict[str, Split]") -> "Identity | None":
-        """Return digests of each split's pixels and labels; None if a split is not a `Split`."""
+        """Return digests of each split's pixels and labels, to notice when the data have changed.
+
+        The result is None if a split is not a `ppll_cli.data.batches.Split`.
+        """
         from ppll_cli.data.batches import Split
         from ppll_cli.data.identity import of_arrays
 

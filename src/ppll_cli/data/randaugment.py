@@ -50,12 +50,7 @@ def rand_augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _one_operation(images: Tensor, drawn: Tensor, signs: Tensor) -> Tensor:
-    """Apply one operation to each image.
-
-    `drawn` has the index of each image's operation in `GEOMETRY` followed by `COLOURS`; the index
-    behind the last leaves the image unchanged. `signs` has the direction of the operation, 1 or -1;
-    for example, -1 makes an image darker. Both are int64 [B] on the CPU.
-    """
+    # `drawn` has indices in GEOMETRY + COLOURS; `signs` has 1 or -1 (-1 makes an image darker).
     changed = images.clone()
     numbers = (drawn < len(GEOMETRY)).nonzero()[:, 0]
     if len(numbers):
@@ -138,12 +133,10 @@ def picked(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _blended(pixels: Tensor, other: Tensor, factors: Tensor) -> Tensor:
-    """Return `other` + factor * (pixels - `other`), rounded."""
     return (other * _ONE + (pixels - other) * factors + _ONE // 2) >> 16
 
 
 def _grey(pixels: Tensor) -> Tensor:
-    """Convert images to grey, int32 [B, 1, H, W]."""
     if pixels.shape[1] != len(_LUMA):
         total = pixels.sum(1, keepdim=True, dtype=torch.int32)
         return torch.div(total, pixels.shape[1], rounding_mode="floor")

@@ -58,7 +58,7 @@ def model_of(device: str) -> str:
 
 
 def receiver_of(device: str) -> str:
-    """Return a device for measuring transfers from `device`: another CUDA device if possible."""
+    """Return a device for measuring transfers from `device`: `cuda:1` if possible, or `device`."""
     several = device == "cuda:0" and cuda.device_count() > 1
     return "cuda:1" if several else device
 
@@ -69,7 +69,7 @@ def check_processors(settings: Settings, devices: Sequence[str], notes: list[str
     If the workers need more CPU cores than there are, a note for the user is appended to `notes`.
 
     Raises:
-        ConfigError: One of the two settings does not work.
+        ConfigError: `precision` or `compile` does not work there.
     """
     on_cpu = "cpu" in devices
     if on_cpu and settings.precision == "tf32":
@@ -89,10 +89,6 @@ def check_processors(settings: Settings, devices: Sequence[str], notes: list[str
 
 
 def _check_compiler(on_cpu: bool) -> None:
-    """Check that torch.compile can work: CPU needs a C++ compiler; CUDA a C compiler and Triton.
-
-    The compilers also need Python's C headers.
-    """
     language, variable, usual, other = (
         ("C++", "CXX", "g++", "clang++") if on_cpu else ("C", "CC", "gcc", "clang")
     )

@@ -31,7 +31,7 @@ class LaterFormatError(DamagedError):
 
 
 class UnreadableError(DamagedError):
-    """Raised when the system does not let a file be read, which may be intact."""
+    """Raised when the system does not let a file be read. The file may be intact."""
 
 
 NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ELOOP}

@@ -18,9 +18,11 @@ def cache_folder() -> Path | None:
 def keep_compiled_code() -> None:
     """Make torch keep compiled code in the cache folder, if the user has not chosen a folder.
 
-    By default, torch uses a folder with a predictable name in /tmp, which another user may have
-    created. This function only sets an environment variable, which child processes inherit.
+    If the cache folder cannot be used, torch gets a temporary folder. Child processes use the same
+    folder, because an environment variable names it.
     """
+    # torch's own default is a folder with a predictable name in /tmp, which another user may have
+    # created.
     if os.environ.get(INDUCTOR):
         return
     folder = cache_folder()

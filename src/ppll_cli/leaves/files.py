@@ -44,14 +44,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Provide the path of a new file, which replaces the file `path` after the `with` block.
 
-    The block must create the new file. The old file is replaced after the content of the new file
-    is on the disk. If anything fails, the new file is removed, and the old file stays.
+    The block must create the new file. If anything fails, the new file is removed, and the old
+    file stays.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.unlink(missing_ok=True)  # left by a killed process that had the same process ID
         yield unfinished
-        with unfinished.open("rb") as file:
+        with unfinished.open("rb") as file:  # its content must be on the disk before the rename
             os.fsync(file.fileno())
         unfinished.rename(path)
     except Exception:

@@ -23,10 +23,14 @@ CONVOLUTIONS = 2
 
 
 def fusible(maps: Maps, chosen: list[int], own: int, fusion: str) -> tuple[list[int], int]:
-    """Return the indices of the maps to fuse, and the number of channels after the fusion.
+    """Return which of the chosen maps a fusion uses, and the number of channels after the fusion.
 
-    `own` and the elements of `chosen` are indices in `maps`. The fusion `concatenate` uses all
-    chosen maps; `add` uses only those that have as many channels as `maps[own]`.
+    Args:
+        maps: Stride and channels of each map.
+        chosen: Indices of the chosen maps.
+        own: Index of the map with which the others are fused.
+        fusion: `concatenate` uses all chosen maps; `add` uses only those that have as many channels
+            as the map `own`.
     """
     if fusion == "add":
         channels = maps[own][1]
@@ -37,20 +41,17 @@ def fusible(maps: Maps, chosen: list[int], own: int, fusion: str) -> tuple[list[
 class LevelHead(nn.Module):
     """A head that finds boxes only on the pyramid levels for the stride of its map.
 
-    For a map of stride 8 this is level P3, and for stride 16 level P4. For stride 32 the levels are
-    P5, P6 and P7; strided 3x3 convolutions compute P6 from P5, and P7 from P6. A 1x1 convolution
-    and ReLU convert the map to the width of the model's head. Two branches follow, for classes and
-    for boxes, each with two 3x3 convolutions with ReLU, and a convolution that predicts. The
-    layers, their initial weights and the choice of trained anchors follow the code of MAN++'s
-    authors (arXiv 2507.16279).
+    For a map of stride 8 or finer this is level P3, and for stride 16 level P4. For stride 32 the
+    levels are P5, P6 and P7. Banked maps are fused with the map, except coarser ones.
 
-    Our choice: the width and the norms between the convolutions are as in the model's head. Maps
-    finer than stride 8 are averaged to stride 8. Banked maps are averaged to the stride of the map;
-    coarser banked maps are not used. The fusion `concatenate` concatenates the map and banked maps.
-    The fusion `add` sums the map and only the banked maps that have as many channels as the map.
+    The layers and their initial weights follow the code of MAN++'s authors (arXiv 2507.16279). The
+    width and the norms are those of the model's own head (our choice).
 
-    `maps` has the stride and channels of the module's map, then of banked maps. `style` has the
-    settings of the model's head.
+    Args:
+        maps: Stride and channels of the module's map, then of each banked map.
+        style: Settings of the model's own head.
+        fusion: `concatenate` concatenates the maps. `add` sums the module's map and those banked
+            maps that have as many channels.
 
     Attributes:
         stride: Stride of the finest level.
@@ -85,6 +86,7 @@ class LevelHead(nn.Module):
         `x` is the module's map, and `bank` has the banked maps: [B, channels, H, W].
         """
         given = (x, *bank)
+        # Our choice: finer maps are averaged to the stride of the head.
         same = [F.avg_pool2d(given[n], self.stride // self.strides[n]) for n in self.joined]
         levels = [F.relu(self.project(fused(same, self.fusion)))]
         for convolution in self.coarser:
@@ -99,14 +101,19 @@ class LevelDetection(Detection):
     """Detection in which each module trains only on the levels that fit the stride of its map."""
 
     style: HeadStyle  # settings of the model's head
-    forced = False  # boxes that fit none of the module's levels are left to other modules
+    # As in MAN++'s code, boxes that fit none of the module's levels are left to other modules.
+    forced = False
 
     def smallest_head(self, shape: Shape) -> LevelHead:
         """Return a `LevelHead` for a map of this shape."""
         return self.level_head([(self.stride("local.detection_head", "level", shape), shape[0])])
 
     def level_head(self, maps: Maps, fusion: str = "concatenate") -> LevelHead:
-        """Return a head for the pyramid levels of the first map; refuse a stride above 32."""
+        """Return a `LevelHead` for these maps, of which the first is the module's own.
+
+        Raises:
+            ConfigError: The stride of the module's own map is above 32.
+        """
         if maps[0][0] > STRIDES[-1]:
             problem = f"has levels for maps of stride 8, 16 and 32, not {maps[0][0]}"
             key = "local.detection_head"
@@ -115,7 +122,10 @@ class LevelDetection(Detection):
 
 
 def with_levels(task: Detection, style: HeadStyle) -> LevelDetection:
-    """Convert a task to a `LevelDetection` that also inherits from the task's class."""
+    """Return a `LevelDetection` with the task's settings, and with `style` of the model's head.
+
+    The result is also an instance of the task's own class.
+    """
     bases = LevelDetection, type(task)
     kind = make_dataclass(LevelDetection.__name__, [], bases=bases, frozen=True, kw_only=True)
     values = {field.name: getattr(task, field.name) for field in fields(task)}

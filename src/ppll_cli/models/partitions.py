@@ -35,28 +35,25 @@ def named_partitions(depth: int) -> Mapping[str, Sequence[str]]:
 
     A partition lists the first unit of each module except module 0. Only depths 32 and 110 have
     partitions.
-
-    In `auglocal_d{d}`, as in AugLocal's code (github.com/ChenxiangMA/AugLocal), the last d + 1
-    residual units and the head form one module. All earlier units are modules of one unit.
-
-    In MAN's code (arXiv 2507.16279), the stem is a separate module. For ResNet-32, the residual
-    units are cut into modules as in InfoPro's K8 or K16. For ResNet-110, K55 makes a module of each
-    residual unit (our reading). K32 cuts the residual units into 32 modules: first modules of two
-    units, then modules of one unit (our choice).
     """
     if depth not in _INFOPRO:
         return {}
     residual = [f"layer{group}.{index}" for group in (1, 2, 3) for index in range((depth - 2) // 6)]
     known = _INFOPRO[depth].items()
     infopro = {name: [f"layer{unit}" for unit in units.split()] for name, units in known}
+    # As in AugLocal's code (github.com/ChenxiangMA/AugLocal), the last d + 1 residual units and the
+    # head form one module. Each earlier unit is a module.
     auglocal = {f"auglocal_d{d}": residual[:-d] for d in _AUGLOCAL_DEPTHS}
+    # The partitions of MAN's code (arXiv 2507.16279).
     if depth == 32:
         man = {f"man_{name}": infopro[name] for name in ("K8", "K16")}
     else:
         pairs = len(residual) - 32  # number of modules of two units
         man = {
+            # Our choice: first modules of two units, then modules of one unit.
             "man_K32": residual[: 2 * pairs : 2] + residual[2 * pairs :],
-            "man_K55": residual,
+            "man_K55": residual,  # our reading
         }
+    # In MAN's partitions, the stem is a separate module.
     man = {name: list(dict.fromkeys(["layer1.0", *cuts])) for name, cuts in man.items()}
     return infopro | auglocal | man

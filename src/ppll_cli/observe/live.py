@@ -27,8 +27,8 @@ LONGEST_NAME = 60
 class Share:
     """A part of a stage's bar, which shows a fraction of the stage's time.
 
-    `fraction` is the key in `FRACTIONS`, and `name` the name in the legend. The part is drawn with
-    `block`, or with `letter` if the terminal has no block characters.
+    `fraction` is a key of `ppll_cli.observe.progress.FRACTIONS`, and `name` is shown in the legend.
+    The part is drawn with `block`, or with `letter` if the terminal has no block characters.
     """
 
     fraction: str
@@ -121,7 +121,7 @@ def few(names: Sequence[str]) -> str:
 def spelled(stage: StageFacts) -> str:
     """Return a stage's units as text, such as "embed to blocks.1, blocks.4 to blocks.5, ...".
 
-    Only the first two groups of consecutive units are named.
+    It names at most two groups of consecutive units.
     """
     runs = [few(names) for names in stage.units]
     return ", ".join(runs[:2]) + ", ..." * (len(runs) > 2)
@@ -141,8 +141,9 @@ def size(count: int | None) -> str:
 def append_bar(text: Text, shares: Mapping[str, float] | None, width: int, blocks: bool) -> None:
     """Append a bar that shows what a stage spent its time on.
 
-    The bar has a part for each of `SHARES`. The time of other work, such as transfers, is empty
-    space at the end.
+    The bar has a part for each of `SHARES`. It is shorter than `width` if the stage also spent time
+    on other work, such as transfers. `shares` has the fractions of the time by the keys of
+    `FRACTIONS`; None if they are not known yet.
     """
     if shares is None:
         text.append("not known yet", style="dim")
@@ -156,7 +157,7 @@ def append_bar(text: Text, shares: Mapping[str, float] | None, width: int, block
 
 
 class Ticker(Thread):
-    """A thread that calls a function every few seconds, and passes it the time of `time.monotonic`.
+    """A thread that calls `tick` every `every_s` seconds with the time of `time.monotonic`.
 
     If the calls need much computation, they become rarer, so that they use at most 1 % of a core.
     """
@@ -166,7 +167,7 @@ class Ticker(Thread):
         self._every_s, self._tick, self._stopped = every_s, tick, Event()
 
     def run(self) -> None:
-        """Call the function every `_every_s` seconds, or less often if it is slow, until `stop`."""
+        """Call `tick` again and again, until another thread calls `stop`."""
         pause_s = self._every_s
         while not self._stopped.wait(pause_s):
             before_s = time.thread_time()
@@ -174,6 +175,6 @@ class Ticker(Thread):
             pause_s = max(self._every_s, 100 * (time.thread_time() - before_s))
 
     def stop(self) -> None:
-        """End the thread. If the function is running, wait until it returns."""
+        """End the thread. If `tick` is running, wait until it returns."""
         self._stopped.set()
         self.join()

@@ -1,19 +1,18 @@
 """The instructions that a stage executes, as plain data.
 
 Fields that several instructions have:
-    chunk: Number of the chunk in the model, from 0. A chunk is a group of consecutive units that a
-        stage computes together.
+    chunk: Number of the chunk in the model, from 0.
     micro_batch: Index of the micro-batch within its batch, from 0.
     peer: Number of the stage at the other end of the channel.
 
-A schedule yields only compute instructions: `Forward`, `Loss`, `Backward` (or its two halves) and
-`Step`. The passes (`ppll_cli.pipeline.passes`) add all other instructions.
+A schedule yields only compute instructions: `Forward`, `Loss`, `Step`, and either `Backward` or its
+two halves, `BackwardInput` and `BackwardWeight`. The passes (`ppll_cli.pipeline.passes`) add all
+other instructions.
 
-A channel carries messages from one stage to another, in order. A message occupies a slot of the
-channel until the receiver frees this slot.
+A message occupies a slot of its channel until the receiver frees the slot.
 
 A mark asks every stage to report, save or end. Marks and batches are sent through the same
-channels. So every stage acts on a mark between the same two batches, without stopping for it.
+channels. So every stage acts on a mark between the same two batches.
 """
 
 from dataclasses import dataclass
@@ -131,26 +130,28 @@ class FinishAverage(_OfChunk):
 
 @dataclass(frozen=True, slots=True)
 class AddNorms:
-    """Write the squared gradient norms of the stage's units into the vector of norms.
+    """Write the squared gradient norms of the stage's units into a vector.
 
-    This vector has an element for each unit of the model. The stages send it to one another, to
+    The vector has an element for each unit of the model. The stages send it to one another, to
     compute the gradient norm of the whole model.
     """
 
 
 class ReceiveNorms(_WithPeer):
-    """Receive the vector of norms (see `AddNorms`), and free its slot immediately."""
+    """Receive the vector of gradient norms (see `AddNorms`), and free its slot immediately."""
 
 
 class SendNorms(_WithPeer):
-    """Send the vector of norms (see `AddNorms`)."""
+    """Send the vector of gradient norms (see `AddNorms`)."""
 
 
 class SendWeights(_WeightMessage):
     """Send a unit's weights to the stage of an earlier module, whose loss reads them.
 
-    `chunk` is the last chunk of this module. `ahead` is the number of batches between sending and
-    reading. So `ahead` messages are sent before the first batch.
+    Attributes:
+        chunk: The last chunk of the earlier module.
+        ahead: Weights are sent this number of batches before a loss reads them. So the weights for
+            the first `ahead` batches are sent before the training.
     """
 
 

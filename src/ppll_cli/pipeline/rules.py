@@ -9,8 +9,8 @@ from ppll_cli.pipeline.instructions import Instruction, Kind
 class Channel(NamedTuple):
     """Identifies a channel, from stage `source` to stage `target`.
 
-    `chunk` is the number of the chunk that receives; 0 for gradient norms, which need no chunk.
-    `ahead` is the number of messages that are sent before the first batch.
+    `chunk` is the number of the chunk that receives; 0 for a channel of gradient norms. `ahead` is
+    the number of messages that are sent before the first batch; only weights have such messages.
     """
 
     source: int
@@ -64,7 +64,7 @@ def receives(stage: int, instruction: Instruction) -> tuple[Channel, Message] | 
 
 
 def gives_back(stage: int, instruction: Instruction) -> Channel | None:
-    """Return the channel of an instruction that frees a slot; None for other instructions."""
+    """Return the channel in which an instruction frees a slot; None if it frees none."""
     match instruction:
         case do.Release(peer, chunk, kind):
             return Channel(peer, stage, kind, chunk)

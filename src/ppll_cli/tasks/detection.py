@@ -66,11 +66,9 @@ least one picture, even if its tensor is larger.
 class Detection:
     """Object detection with anchors. The metric is COCO's average precision.
 
-    The loss is RetinaNet's (arXiv 1708.02002), as torchvision computes it. An anchor is positive if
-    it is matched to a box, negative if it is background, and left out if it is neither (see
-    `ppll_cli.tasks.boxes.matched`). For each picture, the focal loss of positive and negative
-    anchors, and the absolute error of the deltas of positive anchors, are summed and divided by the
-    number of positive anchors. The loss is the mean over pictures.
+    The loss is RetinaNet's (arXiv 1708.02002), as torchvision computes it. For each picture, it is
+    the sum of the focal loss of classes and the absolute error of boxes, divided by the number of
+    anchors that are matched to a box. `ppll_cli.tasks.boxes.matched` matches them.
 
     Attributes:
         classes: Names of the classes.
@@ -79,7 +77,7 @@ class Detection:
         width: Largest width of images in pixels, a multiple of 32.
         anchor: Side in pixels of the smallest anchors, which belong to maps of stride 8.
         crowds: True if ignored boxes are crowds (COCO); False if they are difficult objects (VOC).
-        forced: Whether a box is matched even if no anchor overlaps it enough.
+        forced: Whether any overlap is enough for the anchor that overlaps a box most.
     """
 
     classes: tuple[str, ...]
@@ -109,10 +107,8 @@ class Detection:
         }
 
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """Return the mean loss over pictures, a scalar.
-
-        No tensor's shape depends on values in tensors, so the host never waits for the device.
-        """
+        """Return the mean loss over pictures, a scalar."""
+        # No tensor's shape depends on values in tensors, so the host never waits for the device.
         prediction = prediction.float()
         per_picture = prediction.shape[1] * max(self.boxes, len(self.classes))
         together = max(1, LARGEST_TABLE // per_picture)
@@ -163,7 +159,11 @@ class Detection:
         return torch.cat(rows)
 
     def score(self, rows: Tensor) -> Mapping[str, float]:
-        """Return COCO's AP, AP50 and AP75; also VOC's two kinds of AP50 if `crowds` is False."""
+        """Return COCO's `ap`, `ap50` and `ap75`, in [0, 1].
+
+        If the task's `crowds` is False, also return VOC's `voc_ap50` (area under the curve) and
+        `voc07_ap50` (mean of 11 points of the curve).
+        """
         return average_precisions(rows, self.classes, self.crowds) if len(rows) else {}
 
     def details(self, rows: Tensor, names: Sequence[str]) -> Details:
@@ -192,9 +192,14 @@ class Detection:
     def stride(self, key: str, value: str, shape: tuple[int, ...]) -> int:
         """Return the stride of a map: the number of image pixels from one position to the next.
 
+        Args:
+            key: The setting that an error names, such as `local`.
+            value: The value of this setting, such as `greedy`.
+            shape: Shape of the map, [C, H, W].
+
         Raises:
             ConfigError: The shape is not the shape of a map, or the stride is not a power of 2, or
-                height and width have different strides. The error names the setting `key=value`.
+                height and width have different strides.
         """
         if len(shape) == 3 and self.height % shape[1] == 0:
             stride = self.height // shape[1]
@@ -208,13 +213,11 @@ class Detection:
 
 
 def _sums(losses: Tensor, counted: Tensor) -> Tensor:
-    """Sum `losses` [B, A, n] over the anchors in `counted` [B, A], for each picture: [B]."""
     # On CPU, the order of a sum over a whole batch could depend on the number of pictures.
     return torch.stack([each.sum() for each in torch.where(counted[..., None], losses, 0.0)])
 
 
 def _rows(kind: int, picture: Tensor, labels: Tensor, boxes: Tensor, last: Tensor) -> Tensor:
-    """Return a row for each box, with the columns that `ppll_cli.tasks.precision` describes."""
     rows = torch.empty(len(boxes), COLUMNS, dtype=torch.float64, device=boxes.device)
     rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 7] = kind, picture, labels, last
     rows[:, 3:7] = boxes
@@ -222,6 +225,6 @@ def _rows(kind: int, picture: Tensor, labels: Tensor, boxes: Tensor, last: Tenso
 
 
 def detection_of(task: Task, name: str, key: str = "model") -> Detection:
-    """Return the task if it is detection; refuse the setting `key=name` if not."""
+    """Return the task if it is detection; if not, raise a ConfigError about `key=name`."""
     data = "with boxes: data=fashion_scenes, data=voc or data=coco"
     return only_for(Detection, task, key, name, "detection", data)

@@ -15,23 +15,27 @@ Shape = tuple[int, ...]
 
 
 class Task(Protocol):
-    """Targets, loss, metric and heads of a task.
+    """What a model learns: targets, loss and metric, and the smallest network for a prediction.
 
     A task may also have these attributes and methods:
 
-    `lower_is_better` is True if a lower metric is better, as for a perplexity.
+    `lower_is_better`: True if a lower metric is better, as for a perplexity.
 
-    `reference` is the name of an untrained method, such as `bicubic`, with which the model is
-    compared. The last line that a run prints then has the value `{reference}_{metric}`, such as
-    `bicubic_psnr`, if `score` returns it.
+    `reference`: The name of an untrained method, such as `bicubic`, with which the model is
+    compared. If `score` returns `{reference}_{metric}`, such as `bicubic_psnr`, the last line that
+    a run prints shows this value.
 
-    `details(rows, names)` returns the `ppll_cli.tasks.details.Details` of an evaluation. `names`
-    are the names of classes, or of the pictures' files. `rows` are the results for all batches of
-    `measure` or, if the task has a method `detail(prediction, values)`, of `detail`.
+    `details(rows, names)`: Returns the results of each class or picture, as a
+    `ppll_cli.tasks.details.Details`. `rows` has the rows that `measure` returned for all batches.
+    `names` has the names of the pictures' files if the data set has a method `file_names`; if not,
+    the names of the classes.
+
+    `detail(prediction, values)`: Returns rows for a batch, which `details` gets instead of the rows
+    of `measure`.
 
     Attributes:
-        metric: Name of the metric, one of the names that `score` returns. Some names, such as
-            `loss`, have another meaning in `metrics.jsonl`, and are refused.
+        metric: Name of the metric, one of the names that `score` returns. Names that have another
+            meaning in `metrics.jsonl`, such as `loss`, are refused.
         targets: Shape (without the batch dimension) and dtype of each tensor that losses read, by
             name. A tensor that the model reads may be among them.
     """
@@ -58,7 +62,8 @@ class Task(Protocol):
     def score(self, rows: Tensor) -> Mapping[str, float]:
         """Return the scores by name, the metric first. Scores that were not measured are left out.
 
-        The rows of all batches are float64 [n, columns], on the CPU.
+        `rows` has the rows that `measure` returned for all batches: float64 [n, columns], on the
+        CPU.
         """
 
     def smallest_head(self, shape: Shape) -> nn.Module:
@@ -68,10 +73,10 @@ class Task(Protocol):
 def measured(
     task: Task, prediction: Tensor, values: Mapping[str, Tensor], training: bool
 ) -> Tensor:
-    """Return the measurements of a batch, float64 [n, columns].
+    """Call the task's `measure`, check its result, and return it as float64 [n, columns].
 
     Raises:
-        TypeError: The task's `measure` returned something else.
+        TypeError: `measure` did not return a tensor with two dimensions.
     """
     rows = task.measure(prediction, values, training)
     if not isinstance(rows, Tensor) or rows.ndim != 2:
@@ -83,12 +88,14 @@ def measured(
 
 
 def scored(task: Task, rows: Tensor, metric_required: bool) -> dict[str, float]:
-    """Return the scores by name, given the measurements of all batches, on the CPU.
+    """Call the task's `score`, check its result, and return it: the scores by name.
 
-    In evaluation `metric_required` is True: the scores must contain the metric.
+    `rows` has the measurements of all batches, float64 [n, columns], on the CPU. If
+    `metric_required`, as in an evaluation, the metric must be among the scores.
 
     Raises:
-        TypeError: The task's `score` returned something else.
+        TypeError: `score` did not return numbers by name, or a name is not allowed, or the required
+            metric is missing.
     """
     scores = task.score(rows)
     problem = ""
@@ -121,9 +128,10 @@ AnyTask = TypeVar("AnyTask")
 
 
 def only_for(kind: type[AnyTask], task: Task, key: str, name: str, use: str, data: str) -> AnyTask:
-    """Return the task if it is a `kind`; otherwise refuse the setting `key=name`.
+    """Return the task if it is a `kind`; if not, raise a ConfigError about the setting `key=name`.
 
-    In the error message, `use` follows "is for", and `data` follows "choose a data set".
+    The error says what the setting is for (`use`, such as "detection"), and which data set to
+    choose (`data`, such as "with class labels").
     """
     if not isinstance(task, kind):
         raise ConfigError(key, name, f"is for {use}", f"choose a data set {data}")

@@ -1,14 +1,12 @@
 """The transport of the PPLL paper: a `torch.multiprocessing.Queue` for each channel.
 
-The sender copies its tensors and puts the copies on the queue. A thread of the queue, the feeder,
-moves the copies into shared memory (on CUDA it creates IPC handles). Then it writes into the
-queue's pipe the data that the receiver needs to map this memory. Through a second pipe, the
-receiver tells the sender that it has released a slot. Without this pipe, the queue would accept a
-new message when an earlier one is received, before the slot of the earlier one is released.
+The sender puts copies of its tensors on the queue. A thread of the queue, the feeder, moves the
+copies into shared memory (on CUDA it creates IPC handles). Through a separate pipe, the receiver
+tells the sender that it has released a slot. The queue itself counts messages only until they are
+received.
 
-If the sender's process ended, its unread messages would be lost, because the receiver asks this
-process for the shared memory. So no worker exits before the parent has seen that all workers are
-done.
+The receiver asks the sender's process for the shared memory. If this process ended, its unread
+messages would be lost. So no worker exits before the parent has seen that all workers are done.
 """
 
 import multiprocessing
@@ -42,9 +40,7 @@ class _Message(NamedTuple):
 
 
 class _Lost(NamedTuple):
-    """Replaces a message that could not be shared. `reason` is the feeder's exception, as text."""
-
-    reason: str
+    reason: str  # why the feeder could not share a message
 
 
 class MessageQueue(AnyQueue):
@@ -57,7 +53,6 @@ class MessageQueue(AnyQueue):
         super().__init__(slots, ctx=multiprocessing.get_context("forkserver"))
 
     def _on_queue_feeder_error(self, error: Exception, message: object) -> None:
-        """Send the reason instead of the message. Python's feeder thread calls this."""
         internals: Any = self
         # The feeder has already released the semaphore for the lost message. The receiver will
         # release it again when it gets `_Lost`, so acquire it once here.
@@ -85,7 +80,7 @@ class QueueSender:
         return self._free.wait(timeout_s, lambda _: 1)
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
-        """Put copies of the tensors on the queue."""
+        """Put the header and copies of the tensors on the queue. Call `wait` first."""
         # Copies, because the feeder moves a tensor's memory into shared memory.
         fresh = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         for device in {tensor.device for tensor in fresh.values()}:
@@ -120,7 +115,7 @@ class QueueReceiver:
         return self._next is not None
 
     def peek(self) -> Header:
-        """Return the header of the next message, which `wait` has already taken from the queue."""
+        """Return the header of the next message. Call `wait` first."""
         assert self._next is not None
         return self._next.header
 
@@ -138,7 +133,8 @@ class QueueReceiver:
 class QueueTransport:
     """Channels that copy each tensor into new shared memory.
 
-    Between CUDA devices they cannot be used if `ipc` is False (see `RingTransport`).
+    `ipc` says whether CUDA workers may share the memory of their devices. If it is False, this
+    transport refuses CUDA workers.
     """
 
     def __init__(
@@ -155,12 +151,9 @@ class QueueTransport:
         return cannot_share(*devices) if self.ipc else "transport.ipc=false, so it shares no memory"
 
     def descriptors(self, slots: int, tensors: int) -> int:
-        """Return the largest number of file descriptors that one end of a channel needs.
-
-        It needs both ends of the queue's pipe, one end of the pipe for slots, and one descriptor
-        for each tensor in a slot. While a message is being shared, each of its tensors needs a
-        second descriptor.
-        """
+        """Return the largest number of file descriptors that one end of a channel needs."""
+        # An end has both ends of the queue's pipe, one end of the pipe for slots, and a descriptor
+        # for each tensor in a slot. While a message is being shared, its tensors need a second one.
         return 3 + (slots + 1) * tensors
 
     def channel(

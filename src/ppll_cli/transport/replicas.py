@@ -12,7 +12,11 @@ from ppll_cli.transport.groups import Groups, ProcessGroup
 class Replicas:
     """Communication of one replica with the other replicas of its stage.
 
-    All replicas must call the same methods in the same order, after `Groups.open`.
+    All replicas must call the same methods in the same order.
+
+    Args:
+        groups: The process groups of the run. Call `groups.open` before any method of this class.
+        name: Name of the process group that contains the replicas of this stage.
     """
 
     def __init__(self, groups: Groups, name: str) -> None:
@@ -38,7 +42,7 @@ class Replicas:
         return work
 
     def take_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors with the first replica's values by one broadcast of their bytes."""
+        """Overwrite tensors with the values that they have in the first replica."""
         # gloo cannot send every dtype, so this sends bytes. Tensors with larger elements come
         # first, so that each part begins at a multiple of the size of its elements.
         own = sorted(map(_distinct, tensors), key=Tensor.element_size, reverse=True)
@@ -74,5 +78,5 @@ class Replicas:
 
 
 def _distinct(tensor: Tensor) -> Tensor:
-    """Return a view without the repeated elements of an expanded tensor."""
+    # torch cannot write into an expanded tensor, so leave out its repeated elements.
     return tensor[tuple(slice(None) if stride else slice(1) for stride in tensor.stride())]

@@ -39,10 +39,14 @@ class PictureSplit:
 def spans(length: int, tile: int, overlap: int) -> Iterator[Span]:
     """Divide a side of a picture into overlapping pieces; each pixel is used in exactly one piece.
 
-    A piece has at most `tile` pixels; `tile` must be more than twice `overlap`. Used pixels are at
-    least `overlap` pixels away from the ends of their piece, except at the picture's border. So a
-    network whose receptive field extends at most `overlap` pixels to each side computes the same
-    values for used pixels as on the whole picture.
+    In this piece, the pixel is at least `overlap` pixels away from the ends that are not at the
+    picture's border. So a network whose receptive field extends at most `overlap` pixels to each
+    side computes the same value for the pixel as on the whole picture.
+
+    Args:
+        length: Length of the side in pixels.
+        tile: Largest length of a piece in pixels; more than twice `overlap`.
+        overlap: Smallest distance of used pixels from the ends of a piece.
     """
     start = first = 0
     while start + tile < length:

@@ -17,9 +17,9 @@ class ZeroBubbleH1(Schedule):
         stage 2 | .  .  F0 B0 F1 B1 F2 B2 W0 F3 B3 W1 W2 W3 S
 
     Stage k computes the gradients of weights k micro-batches later than the gradients of inputs.
-    With this delay, no stage keeps more micro-batches in memory than stage 0. If F, B and W are the
-    times for one micro-batch, a batch takes M (F + B + W) + (K - 1) (F + B - W), provided that
-    M >= K, W <= F and W <= B.
+    With this delay, no stage keeps more micro-batches in memory than stage 0. Let F, B and W be the
+    times for one micro-batch. If M >= K, W <= F and W <= B, a batch takes
+    M (F + B + W) + (K - 1) (F + B - W).
 
     The inputs of the first stage need no gradient, so the backwards of this stage are not split.
     """
