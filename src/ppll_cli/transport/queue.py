@@ -134,7 +134,7 @@ class QueueTransport:
     """Channels that copy each tensor into new shared memory.
 
     `ipc` says whether CUDA workers may share the memory of their devices. If it is False, this
-    transport refuses CUDA workers.
+    transport does not connect CUDA workers.
     """
 
     def __init__(

@@ -67,8 +67,8 @@ def arranged(parts: Parts) -> tuple[tuple[str, ...], dict[str, Listing]]:
         The names of the classes, in the order of their labels; and the `Listing` of each part.
 
     Raises:
-        ListingError: A part has no pictures, there is only one class, a class has no training
-            pictures, or the folder of `test` or `val` lacks a class.
+        ListingError: A part has no pictures, or there is only one class. Or `test` or `val` has a
+            class that the training pictures do not have, or its folder lacks one of their classes.
     """
     source, train = parts["train"]
     classes = in_order(train)
