@@ -37,8 +37,10 @@ class Recovery:
 class ChannelEnds:
     """A worker's ends of channels, and its process groups.
 
-    Replica 0 of stage 0 tells the stage's other replicas which batch or mark comes next. It has a
-    sender to each of them (`followers`, by replica number); they receive through their `leader`.
+    Attributes:
+        followers: Only in replica 0 of stage 0, which decides which batch or mark comes next. It
+            sends the decision to the stage's other replicas. Keys are numbers of replicas.
+        leader: Only in the other replicas of stage 0: receives these decisions.
     """
 
     senders: dict[Channel, Sender] = field(default_factory=dict)  # to other stages
@@ -83,16 +85,21 @@ def upcoming(
 ) -> Iterator[Item]:
     """Yield every batch and mark that a worker has to handle, in order.
 
-    Replica 0 of stage 0 decides which item comes next and sends it to the stage's other replicas,
-    because all must stop after the same batch. A worker of another stage reads the item from the
-    next message to its lowest chunk, without removing the message from the channel.
+    Replica 0 of stage 0 decides which item comes next, and sends it to the stage's other replicas.
+    A worker of another stage reads the item from the next message to its lowest chunk, without
+    removing the message from the channel.
 
-    `wait` waits until a sender has a free slot or a receiver has a message. Its arguments are the
-    sender or receiver, and the kind of time to record, "blocked" or "starved".
+    After a restart, items that the worker's earlier process handled are not yielded again. The
+    messages of these items must already be removed from the channels.
 
-    After a restart, `handled` is the number of items that the worker's earlier process handled, and
-    `trained` is the number of training batches among them. These items are not yielded again. The
-    receivers must already be past the messages of these items.
+    Args:
+        job: The job of the run.
+        seat: Stage and replica of the worker.
+        links: The worker's connections.
+        wait: Called with a sender and "blocked", or with a receiver and "starved". It must wait
+            until the sender has a free slot, or the receiver a message.
+        handled: Number of items that the earlier process handled; 0 without a restart.
+        trained: Number of training batches among these items.
     """
     if seat == Seat(0, 0):
         for decided in _decided(job, links, handled, trained):
@@ -118,12 +125,6 @@ def upcoming(
 
 
 def _decided(job: Job, links: Links, handled: int, trained: int) -> Iterator[Item]:
-    """Decide which batch or mark comes next, and yield it. Skip the first `handled` items.
-
-    A restarted worker must repeat the decisions of its earlier process, because other stages may
-    already follow them. It finds these decisions in the headers of the messages that the earlier
-    process sent.
-    """
     passed = asked = 0
     senders = [sender for channel, sender in links.senders.items() if channel.kind == "activations"]
 
@@ -132,6 +133,8 @@ def _decided(job: Job, links: Links, handled: int, trained: int) -> Iterator[Ite
         asked += 1
         if passed < handled:
             return asked > trained
+        # A restarted worker must repeat the decisions of its earlier process, because other stages
+        # may already follow them. The messages that this process sent tell which they were.
         for sender in senders:
             if isinstance(sender, JournalSender) and (header := sender.already_sent()) is not None:
                 assert isinstance(header, Header)

@@ -24,9 +24,8 @@ class Weights:
 def read_weights(file: Path) -> Mapping[str, Tensor]:
     """Return the tensors of a file by name.
 
-    The file has the format safetensors, or torch.save wrote it from a dictionary. If the format
-    allows it, the tensors are views of the file, so their values are read only when needed.
-    No code in the file is executed.
+    The file has the format safetensors, or torch.save wrote a dictionary to it. No code in the file
+    is executed.
 
     Raises:
         ValueError: The file holds something else.
@@ -36,8 +35,7 @@ def read_weights(file: Path) -> Mapping[str, Tensor]:
 
 
 def _is_safetensors(file: Path) -> bool:
-    """Return whether a file starts like safetensors: 8 bytes for a length, then `{` of JSON."""
-    with file.open("rb") as content:
+    with file.open("rb") as content:  # 8 bytes for a length, then JSON
         return content.read(9)[8:] == b"{"
 
 

@@ -39,9 +39,19 @@ def write_results(
 ) -> tuple[dict[str, Any], list[RunFailedError]]:
     """Write each result, even if another result cannot be written.
 
-    `reports` has the last report of each worker; it is empty if the run ended with an `error`.
-    Without an `error`, the status becomes "failed" if a model cannot be written. Return the summary
-    (empty if it could not be made), and an error for each file that could not be written.
+    Args:
+        job: The job of the run.
+        summarise: Makes the summary from an argument `status`.
+        tracker: Receives the summary.
+        reports: The last report of each worker; empty if the run ended with an error.
+        restarts: The restarts to draw into the timeline.
+        status: Status of the run. It becomes "failed" if there is no `error`, but a model file
+            cannot be written.
+        error: The error with which the run ended; None without one.
+
+    Returns:
+        The summary (empty if it could not be made), and an error for each model file or summary
+            that could not be written. For a timeline or samples, only a warning is logged.
     """
     run_dir = Path(job.run_dir)
     last = run_dir / "checkpoints" / "last"
@@ -81,7 +91,6 @@ def drop_unfinished(run_dir: Path) -> None:
 
 
 def _write_model(last: Path, run_dir: Path, needed: bool) -> bool:
-    """Write the last checkpoint's model. If there is none, return False, or raise if `needed`."""
     if last.exists():
         checkpoint.write_model(last, run_dir / MODEL_FILE)
         return True
@@ -97,13 +106,13 @@ def _draw(
     restarts: Sequence[Restart],
     summary: Mapping[str, Any],
 ) -> None:
-    """Draw the timeline, if every worker has a trace. Restarted workers may lack one."""
     behind_s = _behind_s(job, reports)
     lanes = [
         [span.later(seconds) for span in report["trace"]]
         for report, seconds in zip(reports, behind_s, strict=False)
     ]
     restarted = {restart.worker for restart in restarts}
+    # A restarted worker may lack a trace.
     if any(lanes) and all(lane or number in restarted for number, lane in enumerate(lanes)):
         names = [job.name(seat) for seat in job.seats]
         places = [job.place_name(seat) for seat in job.seats]
@@ -129,11 +138,7 @@ def write_samples(job: Job, run_dir: Path) -> None:
 
 
 def _behind_s(job: Job, reports: Sequence[Report]) -> list[float]:
-    """Return for each worker how many seconds its clock is behind the clock of machine 0.
-
-    Only workers with process groups of torch.distributed measure this. The result of one worker
-    holds for all workers of its machine, because they share the machine's clock.
-    """
+    # Only workers with process groups measure this. All workers of a machine share its clock.
     known = {
         job.home(seat): -report["ahead_s"]
         for seat, report in zip(job.seats, reports, strict=False)
@@ -144,7 +149,6 @@ def _behind_s(job: Job, reports: Sequence[Report]) -> list[float]:
 
 @contextmanager
 def _errors_into(problems: list[RunFailedError], run_dir: Path, name: str) -> Iterator[None]:
-    """Append an error to `problems` if the `with` block fails to write a file."""
     try:
         yield
     except Interrupted:

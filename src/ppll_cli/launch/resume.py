@@ -1,8 +1,7 @@
 """`resume=RUN_DIR`: reads a run's configuration, and applies the changes that are allowed.
 
-The configuration comes from the run's `config.json`, and only overrides change it. Somebody else
-may have written this file, so a user's class is imported only if an override names it too. Imports
-no torch.
+The configuration comes from the run's `config.json`; the changes are the overrides on the command
+line. Imports no torch.
 """
 
 import json
@@ -85,9 +84,9 @@ class Recorded:
 
     Attributes:
         config: The configuration with which the run was started, with interpolations resolved.
-        choices: The chosen option of each group.
+        choices: The option of each group of the configuration, such as `resnet32` for `model`.
         cuts: Name of the first unit of each module except module 0; None if not recorded.
-        data_sha256: SHA-256 of the data's `Identity` (see `data.identity`); None if not recorded.
+        data_sha256: SHA-256 that identifies the data (see `data.identity`); None if not recorded.
         weights: Describes the file of initial weights; None if they were drawn from the seed.
         classes: Names of the classes that the run learnt; empty if not recorded.
     """
@@ -101,7 +100,7 @@ class Recorded:
     classes: tuple[str, ...] = ()
 
     def arguments(self, overrides: Sequence[str]) -> list[str]:
-        """Return the overrides for Hydra: the recorded options, then the given overrides."""
+        """Return the overrides with which Hydra composes the run again, changed by `overrides`."""
         choices = dict(self.choices)
         if not _names_tracker(overrides):
             choices["tracker"] = "none"
@@ -119,9 +118,10 @@ class Recorded:
     def changed(
         self, composed: Mapping[str, Any], choices: Mapping[str, str], overrides: Sequence[str]
     ) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return the recorded configuration with the user's changes, and the option of each group.
+        """Return the run's configuration with the user's changes, and the option of each group.
 
-        Hydra composed `composed` and `choices` from the overrides that `arguments` returned.
+        `composed` and `choices` are what Hydra composed from the overrides that `arguments`
+        returned: a configuration, and the option of each group.
 
         Raises:
             ConfigError: A change is not allowed, or the record has a user's class that no override
@@ -146,10 +146,10 @@ class Recorded:
         overrides: Sequence[str],
         check: Callable[[str, str, Any], None],
     ) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return the configuration and options with the changes, if `check` allows them.
+        """Do the same as `changed`, but let `check` decide which changes are allowed.
 
         `check` is called with each changed key, its override and its new value. It raises
-        ConfigError if the change is not allowed. The other arguments are those of `changed`.
+        ConfigError to refuse the change.
         """
         config = json.loads(json.dumps(self.config))
         chosen = dict(self.choices)
@@ -179,7 +179,6 @@ class Recorded:
         return config, chosen
 
     def _suggest_tracker(self) -> None:
-        """Log the override that tracks the run again; without it, a resumed run is not tracked."""
         name, path = self.choices["tracker"], str(self.config["tracker"].get("_target_"))
         if path != NO_TRACKER:
             named = name != "none"
@@ -188,11 +187,6 @@ class Recorded:
             log.info(said, name if named else path, word(again))
 
     def _check_free(self, key: str, override: str, value: Any) -> None:
-        """Refuse a change of `key` to `value` that is not allowed. No key may be removed.
-
-        Keys in `FREE` may change, but not those in `BOUND`; those in `COMPARED` only if the digest
-        of the data is recorded. `epochs` may change if the learning rate does not depend on it.
-        """
         reason = ""
         free = any(key == name or key.startswith(name + ".") for name in FREE) and key not in BOUND
         if key in COMPARED and self.data_sha256 is None:
@@ -204,7 +198,7 @@ class Recorded:
             raise refused(key, override.partition("=")[2], self.recorded_as(key), reason)
 
     def recorded_as(self, key: str) -> Any:
-        """Return the value that a key had when the run was started; for a group, its option."""
+        """Return the value of a key when the run was started; for a group, the option's name."""
         return self.choices.get(key, at(self.config, key))
 
 
@@ -212,8 +206,8 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
     """Return the run that `resume=` names on the command line; None if there is no `resume=`.
 
     Raises:
-        ConfigError: The folder is not a run directory, a later version wrote it, or another
-            override says where results go.
+        ConfigError: The folder is not a run directory, a later version wrote it, or an override
+            such as `hydra.run.dir` names another directory for the results.
     """
     given = {override.key_or_group: override for override in parsed(overrides)}
     run_dir = named(given.get("resume"), "give a run directory")
@@ -234,9 +228,10 @@ def refused(
     free: Iterable[str] = FREE,
     who: str = "a resumed run",
 ) -> ConfigError:
-    """Return the error for a change that is not allowed.
+    """Return the error for a change of `key` from `before` to `given`, which is not allowed.
 
-    Its message says that `who`, for example "a resumed run", may change only the keys in `free`.
+    The message has the `reason`, if there is one. It says that `who`, for example "a resumed run",
+    may change only the keys in `free`.
     """
     problem = f"the run was started with {shown(before)}" + (reason and f", {reason}")
     remedy = f"keep that value, or start a new run; {who} may change {', '.join(sorted(free))}"
@@ -244,14 +239,18 @@ def refused(
 
 
 def shown(value: Any) -> str:
-    """Return a value as it is written on a command line."""
+    """Return a value as error messages show it: a string as it is, anything else as JSON."""
     if value is ABSENT:
         return "no such key"
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def named(resume: Override | None, remedy: str) -> Path | None:
-    """Return the folder that `resume=` names, if any; `remedy` is the advice for an empty name."""
+    """Return the folder that an override `resume=` names; None without one.
+
+    Raises:
+        ConfigError: The name is empty (with `remedy` as advice), or there are several folders.
+    """
     if resume is None or resume.value() is None:
         return None
     if resume.is_sweep_override():
@@ -264,7 +263,7 @@ def named(resume: Override | None, remedy: str) -> Path | None:
 
 
 def recorded_in(run_dir: Path, key: str) -> Recorded:
-    """Read the record of a run from its directory. `key` is the option to blame in errors.
+    """Read the record of a run from its directory. Errors name the option `key`.
 
     Raises:
         ConfigError: The folder is not a run directory, or a later version wrote it.
@@ -334,7 +333,7 @@ def _names_tracker(overrides: Sequence[str]) -> bool:
 
 
 def _check_classes(config: Mapping[str, Any], composed: Mapping[str, Any]) -> None:
-    """Refuse to import a class that is in the run's configuration but not on the command line."""
+    # Somebody else may have written the record, and importing a class executes code.
     for key, target in targets_in(config):
         if at(composed, key) != target:
             remedy = f"give {key}={target} on the command line"

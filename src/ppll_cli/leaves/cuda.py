@@ -1,8 +1,7 @@
 """Asks the CUDA driver about devices without creating a CUDA context.
 
-A context takes several hundred MiB of a device's memory as long as its process lives. The process
-that starts the workers computes nothing, so it must not call anything that initialises
-`torch.cuda`. (`torch.cuda.is_available` does not initialise it.)
+A context takes several hundred MiB of a device's memory as long as its process lives. The launcher
+computes nothing, so it must not call anything that initialises `torch.cuda`.
 """
 
 import ctypes
@@ -25,15 +24,13 @@ def device_count() -> int:
 
 @cache  # the CUDA runtime reports the reason only once
 def why_none() -> str:
-    """Return why torch can use no CUDA device; empty if it can use one.
-
-    `torch.cuda.device_count` also counts devices that torch cannot use, for example because the
-    driver is too old. The CUDA runtime knows which devices can be used.
-    """
+    """Return why torch can use no CUDA device; empty if it can use one."""
     if torch.cuda.device_count() == 0:
         return "there is no CUDA device"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        # `device_count` also counts devices that torch cannot use, for example because the driver
+        # is too old. `is_available` asks the CUDA runtime, and does not initialise `torch.cuda`.
         if torch.cuda.is_available():
             return ""
     reasons = [str(warning.message).partition(" (Triggered")[0] for warning in caught]
@@ -64,7 +61,7 @@ def can_access_peer(source: str, target: str) -> bool:
 def supports_ipc(device: str) -> bool:
     """Return whether two processes can share memory and events of a CUDA device (CUDA IPC).
 
-    The driver cannot know whether a container forbids it. If the driver is too old to answer, the
+    The result is True also if the driver cannot tell. A container may forbid CUDA IPC although the
     result is True.
     """
     driver = _driver()
@@ -79,17 +76,16 @@ def supports_ipc(device: str) -> bool:
 
 @cache
 def _driver() -> Any:
-    """Return the driver's library; None if it cannot be loaded or used, for example with ROCm."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
+    except OSError:  # for example with ROCm
         return None
     return driver if driver.cuInit(0) == 0 else None
 
 
 def _handle(driver: Any, device: str) -> ctypes.c_int:
-    """Return the driver's handle of a device. The driver numbers devices as torch does."""
     handle = ctypes.c_int()
+    # The driver numbers devices as torch does.
     _check(driver.cuDeviceGet(ctypes.byref(handle), torch.device(device).index or 0))
     return handle
 

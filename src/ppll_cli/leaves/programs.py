@@ -36,10 +36,10 @@ def ending_signals() -> list[signal.Signals]:
 
 
 def end_at_signals() -> None:
-    """If this process runs one of the programs, let a signal end it with one line and no traceback.
+    """Let signals end this process with one line instead of a traceback, during its imports.
 
-    This holds while the rest of the program is imported, which takes a third of a second. After
-    that, the program decides what signals do.
+    The imports take a third of a second. After that, the program decides what signals do. Do
+    nothing if this process runs none of this project's programs (see `MODULES`).
     """
     program = _running()
     if program is None:
@@ -55,11 +55,8 @@ def end_at_signals() -> None:
 
 
 def _running() -> str | None:
-    """Return which of this project's programs this process runs; None if it runs none.
-
-    A process of multiprocessing may have a copy of its parent's `sys.argv`. So this function also
-    looks at `sys.orig_argv`, which each process has for itself.
-    """
+    # A process of multiprocessing may have a copy of its parent's `sys.argv`, but each process has
+    # a `sys.orig_argv` for itself.
     started = (getattr(sys, "argv", None) or [""])[0]
     if started == "-m":  # Python is still looking for the module
         return next((name for name, module in MODULES.items() if module in sys.orig_argv), None)

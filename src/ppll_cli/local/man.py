@@ -26,44 +26,45 @@ Loss = Literal["infopro", "dgl", "ce"]
 
 @dataclass(kw_only=True, eq=False)
 class MAN(LocalMethod):
-    """Trains each module through a copy of the next unit and a moving average of the next unit.
+    """MAN: trains each module through two copies of the next unit, the unit after the module.
 
-    The next unit is the unit after the module. LB and EMA are built like it, with initial weights
-    of their own. Both read the module's features x, and the local loss reads y = LB(x) + EMA(x).
-    LB is trained. EMA is not trained; its parameters follow the parameters of the next unit,
-    EMA <- m EMA + (1 - m) next. Gradients pass through EMA to the module. Buffers are not averaged:
-    BatchNorm in both copies uses the batch's statistics in training, and its own running statistics
-    in evaluation.
+    The copies are called LB and EMA, and have initial weights of their own. Both read the module's
+    output x. The local loss reads y = LB(x) + EMA(x), and its gradient reaches the module through
+    both copies. LB is trained. EMA is not: before each training batch, each of its parameters
+    becomes m * parameter + (1 - m) * parameter of the next unit.
 
-    All this follows the authors' code. In each batch, this code trains the modules one after the
-    other, updates the average after each module, and then makes one optimizer step. So in batch b
-    the average was last updated in batch b - 1, with weights from the optimizer step of batch
-    b - 2: a lag of 2. Here the average is updated directly before the forward pass. Other lags are
-    our extension. If the next unit is the model's head, the local loss reads x (our choice).
+    Buffers are not averaged: BatchNorm in both copies uses the batch's statistics in training, and
+    its own running statistics in evaluation. If the next unit is the model's head, the local loss
+    reads x (our choice).
 
     Attributes:
-        loss: The loss that reads y, for classification only: a detector has its task's loss.
-            `infopro` is InfoPro's loss, with the classifier and decoder of `local=infopro`. `dgl`
-            is cross-entropy through the network that the authors of MAN++ call DGL: pool to 8x8,
-            three 1x1 convolutions with 128 channels, BatchNorm and ReLU, pool to one pixel, and a
-            perceptron with three hidden layers of width 512, BatchNorm and ReLU. `ce` is
-            cross-entropy. For tokens, `ce` reads y through another trained block and a copy of the
-            model's head (as published for ViTs: LayerNorm, class token, Linear). For other features
-            it uses a copy of the model's head or, if the shape does not fit the head, the task's
-            smallest head (our choice). None means `ce` for tokens and `infopro` otherwise.
-        lag: Age, in batches, of the weights of the next unit with which the average is updated.
-        momentum: m, the weight of the old average in an update.
-        weights: InfoPro's l1 and l2 at the first auxiliary network, then at the last one; None for
-            the weights that `infopro_weights` returns.
-        detection_head: See `DetectionHead`; the local head reads y. None means `level`, as in the
-            code of MAN++'s authors. With `pyramid`, the local head is a copy of the model's head
-            (our choice).
+        loss: The loss that reads y: `infopro`, `dgl` or `ce`. None means `ce` for tokens and
+            `infopro` for other features. A detector needs None, and has its task's loss.
+
+            - `infopro`: InfoPro's loss, with the classifier and decoder of `local=infopro`.
+            - `dgl`: Cross-entropy, through the network that the authors of MAN++ call DGL: pool to
+              8x8, three 1x1 convolutions with 128 channels, pool to one pixel, and a perceptron
+              with three hidden layers of width 512. BatchNorm and ReLU follow all these layers.
+            - `ce`, for tokens: Cross-entropy, through another trained block and a copy of the
+              model's head (as published for ViTs: LayerNorm, class token, Linear).
+            - `ce`, for other features: Cross-entropy, through a copy of the model's head. If y does
+              not have the shape that this head reads, the task's smallest head is used (our
+              choice).
+        lag: Age, in batches, of the next unit's weights that update EMA. The authors' code has a
+            lag of 2; other lags are our extension.
+        momentum: m, the weight of the old value in an update of EMA.
+        weights: Weights l1 and l2 of InfoPro's loss at the first auxiliary network, then at the
+            last one. None means those that `infopro_weights` returns.
+        detection_head: See `DetectionHead`. None means `level`, as in the code of MAN++'s authors.
+            With `pyramid`, a copy of the model's head reads y (our choice).
     """
 
     name: ClassVar[str] = "man"
     scaled: ClassVar[bool] = False
 
     loss: Loss | None = None
+    # The authors' code updates EMA during batch b - 1, before the optimizer step of that batch. So
+    # in batch b, EMA was last updated with weights from the optimizer step of batch b - 2.
     lag: Lag = 2
     momentum: Share = 0.995
     weights: Weights | None = None
@@ -84,15 +85,14 @@ class MAN(LocalMethod):
         return MomentumCriterion(mixture, base, watch)
 
     def infopro_weights(self, site: Site) -> list[float] | None:
-        """Return the default `weights`; None means the defaults of `InfoPro` (our choice)."""
+        """Return the weights of InfoPro's loss if the option `weights` is None.
+
+        MAN returns None: `InfoPro` then uses its own default weights (our choice).
+        """
         return None
 
+    # `site` describes the module. `y_site` is a copy of it, with y as the module's output.
     def _base(self, y_site: Site, site: Site) -> Criterion:
-        """Return the loss that reads y.
-
-        `site` describes the module, whose output is x. `y_site` is a copy of `site` with y as the
-        module's output.
-        """
         if not isinstance(y_site.task, Classification):
             return self._detector(y_site)
         tokens = len(y_site.spec.shape) == 2
@@ -129,7 +129,6 @@ class MAN(LocalMethod):
         return Criterion(network, (y_site.feature,), y_site.task)
 
     def _head(self, y_site: Site, site: Site, tokens: bool) -> nn.Module:
-        """Return the network for `loss=ce`; `y_site` and `site` are as in `_base`."""
         head, shape = len(site.units) - 1, y_site.spec.shape
         if shape != site.features[head - 1].shape:
             return site.task.smallest_head(shape)
@@ -140,10 +139,10 @@ class MAN(LocalMethod):
 
 
 class MANPlus(MAN):
-    """MAN++: MAN with a learned scale in each module.
+    """MAN++: as MAN, but each module learns how much each of its two copies counts.
 
-    y = s LB(x) + (2 - s) EMA(x), where s is learned and starts at 1. The default weights of
-    InfoPro's loss differ too (see `infopro_weights`).
+    The local loss reads y = s * LB(x) + (2 - s) * EMA(x), where s is learned and starts at 1. The
+    default weights of InfoPro's loss differ too (see `infopro_weights`).
     """
 
     name = "manpp"
@@ -152,25 +151,29 @@ class MANPlus(MAN):
     def infopro_weights(self, site: Site) -> list[float] | None:
         """Return the default weights of InfoPro's loss: l1 = 5 (1 - r) and l2 = 0.5 (1 - r).
 
-        r = i / max(K - 2, S), where K is the number of modules, and S the number of resolution
-        stages. The module ends in resolution stage i, counted from 0. The authors' code divides by
-        K - 2; the maximum keeps l1 and l2 above 0 (our choice).
+        r = i / max(K - 2, S), where i is the number of the resolution stage, from 0, in which the
+        module ends. K is the number of modules, and S the number of resolution stages. The
+        authors' code divides by K - 2; the maximum keeps l1 and l2 above 0 (our choice).
 
-        The result is [l1, l2, l1, l2]: `InfoPro` interpolates between the weights of the first and
-        of the last auxiliary network, which are equal here.
+        The result is [l1, l2, l1, l2].
         """
         shapes = [spec.shape for spec in site.features[:-1]]
         changes = [one != other for one, other in pairwise(shapes)]
         stage, stages = sum(changes[: site.stop - 1]), 1 + sum(changes)
         left = 1 - stage / max(len(site.modules) - 2, stages)
+        # InfoPro interpolates between the first and the last two weights, which are equal here.
         return [5 * left, 0.5 * left] * 2
 
 
 class Mixture(nn.Module):
     """Adds the outputs of two networks for the same features: a trained and an averaged network.
 
-    An update sets average = m average + (1 - m) weights, where m is `momentum`. If `scaled`, the
-    outputs are multiplied by s (trained network) and 2 - s (averaged network), where s is learned.
+    Args:
+        learned: The trained network.
+        average: The averaged network. Its parameters change only in `update`.
+        momentum: Weight of the old value of an averaged parameter in an update.
+        scaled: Whether to learn a scale s, which starts at 1. The output of the trained network is
+            multiplied by s, and the output of the averaged network by 2 - s.
     """
 
     def __init__(
@@ -182,7 +185,7 @@ class Mixture(nn.Module):
         self.scale = nn.Parameter(torch.ones(())) if scaled else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the sum of both networks' outputs, multiplied by their scales if `scaled`."""
+        """Return the sum of both networks' outputs, each multiplied by its scale if `scaled`."""
         learned: Tensor = self.learned(x)
         average: Tensor = self.average(x)
         if self.scale is None:
@@ -190,7 +193,7 @@ class Mixture(nn.Module):
         return self.scale * learned + (2 - self.scale) * average
 
     def update(self, weights: Mapping[str, Tensor]) -> None:
-        """Update the averages with `weights`. Call this under `no_grad`."""
+        """Move the averaged parameters towards `weights`, by name. Call this under `no_grad`."""
         parameters = dict(self.average.named_parameters())
         averages: list[Tensor] = [*parameters.values()]
         torch._foreach_mul_(averages, self.momentum)
@@ -198,9 +201,9 @@ class Mixture(nn.Module):
 
 
 class MomentumCriterion(Criterion):
-    """The local loss `base`, computed from the output of a `Mixture` instead of the features.
+    """The local loss `base`, which reads the output of a `Mixture` instead of the features.
 
-    `watch` names the unit whose weights the mixture averages; None if this unit has no weights.
+    `watch` names the unit whose weights the mixture averages. It is None if this unit has none.
     """
 
     def __init__(self, mixture: Mixture, base: Criterion, watch: Watch | None) -> None:
@@ -210,7 +213,7 @@ class MomentumCriterion(Criterion):
 
     @property
     def mixture(self) -> Mixture:
-        """The network whose output the local loss reads."""
+        """The network that makes y, which the local loss reads, from the module's output."""
         assert isinstance(self.head, Mixture)
         return self.head
 
@@ -221,6 +224,6 @@ class MomentumCriterion(Criterion):
         return found
 
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Update the averages. Do nothing in the first lag - 1 batches (see `Criterion.see`)."""
-        if steps >= 0:
+        """Update the averaged network with the next unit's weights (see `Criterion.see`)."""
+        if steps >= 0:  # below 0 in the first lag - 1 batches
             self.mixture.update(weights)

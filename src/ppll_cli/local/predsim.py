@@ -19,10 +19,13 @@ from ppll_cli.tasks.classification import class_shares, classes_of
 class PredSim(LocalMethod):
     """Trains each module to predict labels, and to compute similar features for similar labels.
 
-    The prediction loss is cross-entropy after a pool and a Linear layer. The similarity loss
-    compares all pairs of samples in a batch. It is the mean squared difference between the
-    `similarities` of the samples' features, after a 3x3 convolution, and the `similarities` of the
-    samples' labels. The loss is (1 - similarity) * prediction loss + similarity * similarity loss.
+    The loss is (1 - w) * prediction loss + w * similarity loss, where w is `similarity`.
+
+    - The prediction loss is cross-entropy after a pool and a Linear layer.
+    - For the similarity loss, a 3x3 convolution reads the module's features. The loss compares all
+      pairs of samples in a batch: the similarity of their convolved features should be the
+      similarity of their labels (see `similarities`). It is the mean squared difference of the two.
+
     With mixup or CutMix, an image's label is its vector of class shares (our choice).
 
     Details follow the paper's code (github.com/anokland/local-loss), with two exceptions: the
@@ -30,11 +33,11 @@ class PredSim(LocalMethod):
     width are pooled differently.
 
     Attributes:
-        similarity: Weight of the similarity loss. With 0 there is no convolution. With 1 the
-            classifier is a `Probe`, which only measures the module's accuracy (our choice).
-        width: Largest number of inputs of the Linear layer. The pool halves the longer side of the
-            map, rounded up, until the map has at most `width` values, or one value per channel. The
-            paper's commands for CIFAR-10 use 2048.
+        similarity: Weight w of the similarity loss. With 1, the prediction loss does not train the
+            module; it trains only a classifier that measures the module's accuracy (our choice).
+        width: Largest number of inputs of the Linear layer. The pool makes the map smaller until it
+            has at most `width` values, but at least one value per channel. The paper's commands for
+            CIFAR-10 use 2048.
     """
 
     similarity: Share = 0.99
@@ -55,7 +58,13 @@ class PredSim(LocalMethod):
 
 
 class PredSimCriterion(Criterion):
-    """PredSim's loss; `similarity`, above 0 and at most 1, is the weight of the similarity loss."""
+    """PredSim's loss, for a weight `similarity` of the similarity loss above 0.
+
+    Args:
+        head: Predicts the labels from the features.
+        convolution: Reads the features; the similarity loss compares its outputs.
+        similarity: Weight of the similarity loss, above 0 and at most 1.
+    """
 
     def __init__(
         self, head: nn.Module, convolution: nn.Module, site: Site, similarity: float
@@ -76,20 +85,19 @@ class PredSimCriterion(Criterion):
 
 
 def summary(x: Tensor) -> Tensor:
-    """Convert maps [B, C, H, W] to the float32 vectors by which samples are compared.
+    """Convert maps [B, C, H, W] to the vectors by which samples are compared: float32 [B, D].
 
-    A vector has the standard deviation of each channel over positions. If a map has only one
-    position, or three or fewer channels, the vector has all values.
+    A vector has the standard deviation over positions of each channel, so D = C. If the maps have
+    only one position, or three or fewer channels, a vector has all values of its map.
     """
     x = x.float().flatten(2)
     return x.std(dim=2) if x.shape[1] > 3 and x.shape[2] > 1 else x.flatten(1)
 
 
 def similarities(vectors: Tensor) -> Tensor:
-    """Compute the similarity of each pair of vectors, [B, D] to [B, B], from -1 to 1.
+    """Return the similarity of each pair of vectors, from -1 to 1: [B, D] to [B, B].
 
-    First, each vector's mean is subtracted from its elements. The similarity of two vectors is then
-    their cosine.
+    It is the cosine of the two vectors, after each vector's mean is subtracted from its elements.
     """
     vectors = vectors.float()
     return gram(F.normalize(vectors - vectors.mean(dim=1, keepdim=True), dim=1, eps=1e-8))
@@ -98,9 +106,7 @@ def similarities(vectors: Tensor) -> Tensor:
 def pool_kernel(height: int, width: int, positions: int) -> tuple[int, int]:
     """Return height and width of a pool's windows, so that at most `positions` windows cover a map.
 
-    The map has `height` x `width` pixels. At first a window is one pixel. While this gives too many
-    windows, their height is doubled if there are at least as many rows of windows as columns, else
-    their width. If `positions` is below 1, one window covers the whole map.
+    The map has `height` x `width` pixels. If `positions` is below 1, one window covers the map.
     """
     kernel_height = kernel_width = 1
     while True:

@@ -17,9 +17,12 @@ TORCHS_OWN = frozenset(vars(nn.Module()))
 def counters(owner: object, run: Callable[[], object]) -> tuple[str, ...]:
     """Return the names of the owner's attributes that change in each call of `run`.
 
-    `run` uses the owner, for example runs a network. An attribute that changes only in the first
-    call is not returned: it may be a cache, such as the sizes of features. Attributes of torch's
-    own layers are not returned either.
+    An attribute that changes only in the first call may be a cache, and is not returned. Attributes
+    of torch's own layers are not returned either.
+
+    Args:
+        owner: A network, a task or another object.
+        run: Uses the owner, for example runs the network. It is called up to two times.
     """
     before = _state(owner)
     run()
@@ -32,7 +35,6 @@ def counters(owner: object, run: Callable[[], object]) -> tuple[str, ...]:
 
 
 def _state(owner: object) -> dict[str, str]:
-    """Return a text for each attribute of the owner (see `_text`), by the attribute's name."""
     layers = owner.named_modules() if isinstance(owner, nn.Module) else [("", owner)]
     return {
         f"{path}.{name}" if path else name: _text(value)
@@ -44,7 +46,6 @@ def _state(owner: object) -> dict[str, str]:
 
 
 def _text(value: object, depth: int = 0) -> str:
-    """Describe a value: numbers, texts and containers by their content, others by their type."""
     if value is None or isinstance(value, bool | int | float | str | bytes | count):
         return repr(value)
     kind = type(value).__name__

@@ -14,7 +14,7 @@ from ppll_cli.pipeline.rules import receives, sends
 
 
 def title(summary: Mapping[str, Any]) -> str:
-    """Return a title: a run's schedule and speed, and its measured and predicted bubble."""
+    """Return the title of a timeline: the run's schedule, speed, measured and predicted bubble."""
     rate, pipeline = summary["train"]["samples_per_second"], summary["pipeline"]
     said = summary["schedule"]
     if summary["microbatches"] > 1:
@@ -77,11 +77,6 @@ def _event(
 
 
 def _arrows(lanes: Lanes, zero_s: float, replicas: int) -> Iterator[dict[str, Any]]:
-    """Yield an arrow for each message, from the start of its send to the middle of its receive.
-
-    Perfetto attaches both ends to the bars at these times. The workers' clocks differ a little, so
-    an arrow that would point back in time is left out.
-    """
     transfers = [
         (worker, span, span.instruction)
         for worker, spans in enumerate(lanes)
@@ -99,7 +94,7 @@ def _arrows(lanes: Lanes, zero_s: float, replicas: int) -> Iterator[dict[str, An
             continue  # the message was sent before the trace began
         source, other = waiting.popleft()
         middle_s = (span.start_s + span.end_s) / 2
-        if middle_s < other.start_s:
+        if middle_s < other.start_s:  # the workers' clocks differ a little
             continue
         number += 1
         message = {"name": found[1].kind, "cat": "message", "id": number}

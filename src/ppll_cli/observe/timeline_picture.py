@@ -50,9 +50,9 @@ DIGIT_SHARE = 0.0085
 def window(lanes: Lanes) -> tuple[float, float]:
     """Return the start and the end of the time that the picture shows, in seconds.
 
-    This time begins when all stages are traced. It ends when the slowest stage has computed `SHOWN`
-    batches, or earlier if a trace ends earlier. If the traces have no time in common, the picture
-    shows the whole time of all traces.
+    The picture starts when the last trace starts. It ends when the slowest stage has computed
+    `SHOWN` batches, or earlier if a trace ends earlier. If the traces have no time in common, the
+    picture shows all of them.
     """
     starts = [min(span.start_s for span in spans) for spans in lanes if spans]
     ends = [max(span.end_s for span in spans) for spans in lanes if spans]
@@ -63,7 +63,6 @@ def window(lanes: Lanes) -> tuple[float, float]:
 
 
 def _shown_until(spans: Sequence[Span], start_s: float) -> float:
-    """Return the time at which a worker has computed `SHOWN` batches that began after `start_s`."""
     batches: dict[int, tuple[float, float]] = {}
     for span in spans:
         first_s, last_s = batches.get(span.step, (span.start_s, span.end_s))
@@ -106,7 +105,6 @@ def picture(path: Path, traced: Traced) -> None:
 
 
 def _clipped(spans: Sequence[Span], start_s: float, end_s: float) -> Iterator[Span]:
-    """Yield the parts of spans between two times, with times relative to `start_s`."""
     for span in spans:
         first, last = max(span.start_s, start_s), min(span.end_s, end_s)
         if first < last:

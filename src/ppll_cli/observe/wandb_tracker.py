@@ -1,7 +1,4 @@
-"""Tracks a run for `tracker=wandb`: the launcher reports each run to one wandb run.
-
-wandb is imported in the tracker's thread, because the import takes a second.
-"""
+"""Reports each run of the launcher to a run of Weights & Biases (wandb), for `tracker=wandb`."""
 
 import csv
 import json
@@ -24,6 +21,8 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.files import write_json
 from ppll_cli.observe.runs import SPLITS
 from ppll_cli.observe.tracker import Moment, Tracked, line_scalars, samples, stage_scalars, tree
+
+# wandb takes a second to import, so the methods import it, in the tracker's thread.
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +66,10 @@ class WandbTracker:
 
     Args:
         entity: User or team of wandb; None for the account's default.
-        mode: Mode of wandb. None: disabled if the variable `WANDB_DISABLED` is set, else online if
-            there is a key, else offline.
-        name: Name of the wandb run; None for the setting `name` or, without it, a description.
+        mode: Mode of wandb. None means `disabled` if the variable `WANDB_DISABLED` is set, and
+            `online` otherwise.
+        name: Name of the wandb run. None means the setting `name`; without one, a text that
+            describes the run.
         group: Group of the wandb run; None for the name of the sweep, if there is one.
         dir: Folder for wandb's files; None for the run directory.
         tags: Tags of the wandb run; None for the run's `tags`.
@@ -101,7 +101,7 @@ class WandbTracker:
         self.limit_s = self.init_timeout_s + self.finish_timeout_s + MARGIN_S
 
     def start(self, run: Tracked) -> None:
-        """Begin a wandb run; for a resumed run, continue the wandb run that it had before."""
+        """Begin a wandb run. A resumed run continues the wandb run that it had before."""
         self._tracked = run
         self._run = self._init(
             {**run.config, "choices": dict(run.choices), "metric": run.metric},
@@ -129,14 +129,13 @@ class WandbTracker:
         self._log(line["step"], {"epoch": line["epoch"], **values}, at)
 
     def _keep_best(self, key: str) -> None:
-        """Make wandb keep a metric's best and last value. Call this before the first value."""
-        if key not in self._with_best:
+        if key not in self._with_best:  # must come before the first value of the metric
             self._with_best.add(key)
             best = "min" if self._tracked.lower_is_better else "max"
             self._run.define_metric(key, step_metric="step", summary=f"{best},last")
 
     def stages(self, step: int, stages: Sequence[Mapping[str, Any]], at: Moment) -> None:
-        """Log each stage's numbers, such as `stage_0/compute_fraction`, and the bubble."""
+        """Log each stage's numbers to wandb, such as `stage_0/compute_fraction`, and the bubble."""
         self._log(step, stage_scalars(stages), at)
 
     def _log(self, step: int, values: Mapping[str, Any], at: Moment) -> None:
@@ -166,7 +165,7 @@ class WandbTracker:
         self._finish(EXIT_CODES.get(summary["status"], 1))
 
     def sweep(self, folder: Path, name: str) -> None:
-        """Make a wandb run with a sweep's comparison, in the group of the sweep's runs."""
+        """Make a wandb run with a sweep's comparison, in the wandb group of the sweep's runs."""
         import wandb
 
         self._run = run = self._init(
@@ -204,7 +203,6 @@ class WandbTracker:
             log.warning("to upload what wandb did not receive: %s", self._how_to_sync())
 
     def _init(self, config: Mapping[str, Any], folder: Path, **of_run: Any) -> Any:
-        """Begin a wandb run, offline if the server does not answer in time."""
         # By default, wandb reports its own errors to its server even offline. Without a network,
         # this delays the program's exit by 10 to 20 s. wandb also prints where it found the key.
         # The two variables prevent the reports and this message.
@@ -284,7 +282,6 @@ class WandbTracker:
 
 
 def _mode(given: str | None) -> Mode | None:
-    """Return wandb's mode for the setting `mode`, which may be None or a mode's older name."""
     if given:
         return OLDER.get(given, cast("Mode", given))
     disabled = os.environ.get("WANDB_DISABLED", "").lower()

@@ -11,9 +11,10 @@ from ppll_cli.pipeline.schedule import Place
 
 
 def whole_backwards(place: Place, stream: Iterable[do.Instruction]) -> Stream:
-    """Replace the two halves of a backward by one `Backward` if a chunk's input needs no gradient.
+    """Use a single `Backward` for each chunk whose input needs no gradient.
 
-    The halves are `BackwardInput`, which such a chunk does not need, and `BackwardWeight`.
+    It replaces `BackwardInput`, by which a schedule may compute the input's gradient first, and the
+    later `BackwardWeight`.
     """
     into = place.routes.into
     found: Stream = []
@@ -29,15 +30,14 @@ def whole_backwards(place: Place, stream: Iterable[do.Instruction]) -> Stream:
 
 
 def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
-    """Add instructions that average each chunk's gradients over the replicas.
+    """Add instructions that average each chunk's gradients over the replicas of the stage.
 
-    After `StartAverage`, each gradient of the chunk is averaged as soon as it is complete. So
-    `StartAverage` comes before the chunk's last backward, which completes the gradients. If the
-    chunk's loss comes right before this backward, `StartAverage` comes before the loss, because the
-    loss already completes the gradients of the auxiliary network.
+    `StartAverage` comes before the chunk's last backward, or before the chunk's loss if it is the
+    instruction before this backward. Then each gradient is averaged as soon as it is complete.
+    `FinishAverage` comes before the chunk's optimizer step.
 
-    If every chunk of the stage computes its own loss, a chunk's optimizer step is moved behind the
-    next backward of another chunk, so that averaging continues during that backward.
+    If every chunk of the stage computes its own loss, each optimizer step is moved behind the next
+    backward of another chunk. So averaging continues during that backward.
     """
     chunks = place.chunks
     if all(place.routes.layout.chunks[chunk].ends_module for chunk in chunks):
@@ -48,6 +48,7 @@ def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
             case do.Backward(chunk, _) | do.BackwardWeight(chunk, _):
                 before = stream[index - 1] if index else None
                 follows = isinstance(before, do.Loss) and before.chunk == chunk
+                # The loss completes the gradients of the auxiliary network.
                 starts[chunk] = index - 1 if follows else index
     begins = {index: chunk for chunk, index in starts.items()}
     found: Stream = []
@@ -61,7 +62,6 @@ def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
 
 
 def _later_steps(stream: Iterable[do.Instruction]) -> Stream:
-    """Move each optimizer step behind the next backward of another chunk, or else to the end."""
     found: Stream = []
     waiting: list[do.Step] = []
     for instruction in stream:
@@ -76,13 +76,13 @@ def _later_steps(stream: Iterable[do.Instruction]) -> Stream:
 
 
 def norms(place: Place, stream: Sequence[do.Instruction]) -> Stream:
-    """Let the stages exchange gradient norms, and do all optimizer steps after this exchange.
+    """Add an exchange of gradient norms, so that each stage knows the norm of the whole model.
 
-    Each optimizer step needs the gradient norm of the whole model. A vector with one element per
-    unit is sent from the first stage to the last, and each stage writes the squared norms of its
-    units into it. Then the complete vector is sent back to the first stage. Every stage sums the
-    same elements in the order of the units, so all stages get the same norm.
+    A vector with one element per unit goes from the first stage to the last and back. On its way to
+    the last stage, each stage writes the squared norms of its units into it. All optimizer steps
+    are moved behind this exchange.
     """
+    # Every stage sums the same elements in the order of the units, so all get the same norm.
     stage, last = place.stage, place.stages - 1
     steps = [each for each in stream if isinstance(each, do.Step)]
     ready = [each for each in stream if isinstance(each, do.FinishAverage)]

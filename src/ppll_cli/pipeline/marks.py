@@ -6,12 +6,11 @@ from ppll_cli.pipeline.schedule import Place
 
 
 def mark(place: Place, what: do.Mark) -> Stream:
-    """Return the instructions of a stage for a mark (evaluation, checkpoint or end).
+    """Return a stage's instructions for a mark: receive it, send it to later stages, act on it.
 
-    A stage first sends the mark to later stages, and then acts on it. So all stages act on it in
-    parallel. Marks reach a stage through the same channel as batches: the channel to the stage's
-    lowest chunk.
+    Stages send the mark before they act on it, so all stages act on it in parallel.
     """
+    # A mark reaches a stage through the channel of its batches: the one to its lowest chunk.
     layout = place.routes.layout
     lowest = [min(layout.of(stage)) for stage in range(layout.stages)]
     own = lowest[place.stage]

@@ -26,8 +26,7 @@ def validate(place: Place, instructions: Iterable[do.Compute]) -> list[do.Comput
     """Check a schedule's instructions for a stage and one training batch, and return them.
 
     Each chunk must run its forwards, losses and backwards once per micro-batch, in the order of the
-    micro-batches. There are two reasons: the rounding of a sum of gradients depends on the order of
-    the additions, and messages are received in the order in which they were sent.
+    micro-batches.
 
     Raises:
         ScheduleError: An instruction is unknown, missing, repeated or too early, or names a chunk
@@ -39,7 +38,9 @@ def validate(place: Place, instructions: Iterable[do.Compute]) -> list[do.Comput
 def validate_evaluation(
     place: Place, instructions: Iterable[do.Forward | do.Measure]
 ) -> list[do.Forward | do.Measure]:
-    """Check and return a schedule's instructions for evaluation batches computed together.
+    """Check a schedule's instructions for evaluation batches, and return them.
+
+    These batches are computed together, like the micro-batches of a training batch.
 
     Each chunk must run `Forward` and `Measure` once per batch, in the order of the batches.
 
@@ -69,8 +70,6 @@ def _checked(instructions: Iterable[_Kind], checker: "_Checker") -> list[_Kind]:
 
 
 class _Checker:
-    """Counts a stage's instructions so far, and raises an error for a wrong next instruction."""
-
     def __init__(self, place: Place, allowed: tuple[type, ...]) -> None:
         self.place, self._allowed = place, allowed
         self.method = "evaluation" if do.Measure in allowed else "batch"
@@ -80,7 +79,6 @@ class _Checker:
         self._done: Counter[tuple[type, int]] = Counter()
 
     def check(self, instruction: Checked) -> None:
-        """Count the next instruction, or raise ScheduleError if the instruction is wrong here."""
         # A subclass of `Forward` is refused too: it would be counted separately.
         if type(instruction) not in self._allowed:
             *names, last = (kind.__name__ for kind in self._allowed)
@@ -105,7 +103,6 @@ class _Checker:
             self._done[kind, chunk] += 1
 
     def check_end(self) -> None:
-        """Raise ScheduleError if a `Step` or, in evaluation, a `Measure` is missing."""
         for chunk in self.place.chunks:
             last: do.Measure | do.Step = do.Step(chunk)
             count = 1
@@ -116,11 +113,12 @@ class _Checker:
                 raise ScheduleError(f"stage {self.place.stage} never runs {last}")
 
     def _check_micro_batch(self, instruction: do.OfMicroBatch) -> None:
-        """Check that an instruction is for the chunk's next micro-batch."""
         micro_batch, count = instruction.micro_batch, self.place.microbatches
         if not whole(micro_batch) or micro_batch not in range(count):
             raise self._error(instruction, f"the micro-batches are {_listed(range(count))}")
         for counted in _counted(instruction):
+            # Why in order: the rounding of a sum of gradients depends on the order of the
+            # additions, and messages are received in the order in which they were sent.
             wanted = self._done[counted, instruction.chunk]
             if micro_batch != wanted:
                 kind = type(instruction).__name__
@@ -129,7 +127,6 @@ class _Checker:
                 raise self._error(instruction, problem)
 
     def _needed(self, instruction: Checked) -> list[do.OfMicroBatch]:
-        """Return the instructions of this stage that have to come before an instruction."""
         chunks, chunk = self.place.chunks, instruction.chunk
         match instruction:
             case do.Forward(_, micro_batch):
@@ -162,7 +159,7 @@ def _counted(instruction: object) -> tuple[type, ...]:
 
 
 def whole(number: object) -> bool:
-    """Return whether a number is an integer of Python or NumPy, not a bool."""
+    """Return whether a number is an integer of Python or NumPy. A bool is not one here."""
     return isinstance(number, Integral) and not isinstance(number, bool)
 
 

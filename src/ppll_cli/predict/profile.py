@@ -1,7 +1,7 @@
 """Measures time and memory of a model's units on the device that will train them.
 
-A separate process measures copies of the units. So measuring changes no weights or random numbers
-of the run, and occupies no device memory afterwards.
+A separate process measures copies of the units. So measuring does not change weights or random
+numbers of the run, and occupies no device memory afterwards.
 """
 
 import json
@@ -48,9 +48,10 @@ class Measured(NamedTuple):
     """The measured cost of a unit, or of an auxiliary network with its loss, for a batch.
 
     Attributes:
-        saved_bytes: Bytes kept in memory until the backward pass, without inputs.
-        params: Number of trained parameters.
-        recomputed_bytes: Bytes that the backward pass computes again, in addition to `saved_bytes`.
+        saved_bytes: Bytes kept from the forward pass to the backward pass, without the inputs.
+        params: Number of elements of the trained parameters.
+        recomputed_bytes: Further bytes under `recompute=true`, where the backward pass first
+            repeats the forward pass.
         frozen_bytes: Bytes of the parameters that are not trained.
     """
 
@@ -64,12 +65,18 @@ class Measured(NamedTuple):
 
 @dataclass
 class Profile:
-    """Measures units, auxiliary networks, copies and the optimizer's step.
+    """Gives the time and memory that a model's units and auxiliary networks take on a device.
+
+    Each value is measured when it is first asked for, unless the cache files have it.
 
     Args:
-        ends: Describes the model, and what each module runs after its last unit.
+        ends: Describes the model, and the exports and losses of its modules.
+        setup: The conditions of a measurement, such as the device and the number of samples.
         source: A hash of the source code of the model and the local method.
-        neighbours: How many other processes keep CPU cores busy during a measurement.
+        kept: Reads and writes the cache files.
+        meter: Measures in a separate process.
+        neighbours: How many other processes compute during a measurement, like the other stages of
+            a run.
     """
 
     ends: Ends
@@ -84,9 +91,12 @@ class Profile:
     _disturbed: bool = field(default=False, init=False)
 
     def at(self, samples: int, neighbours: int = 0, threads: int | None = None) -> "Profile":
-        """Return a profile that measures with other numbers of samples, neighbours and threads.
+        """Return a profile of the same model under other conditions.
 
-        `threads=None` keeps the number of threads.
+        Args:
+            samples: Number of samples of the measured batch.
+            neighbours: How many other processes compute during a measurement.
+            threads: Number of CPU threads; None for the number of this profile.
         """
         key = (samples, neighbours, threads or self.setup.threads)
         if key not in self._family:
@@ -95,9 +105,10 @@ class Profile:
         return self._family[key]
 
     def save(self) -> None:
-        """Write the times of this profile, and of the profiles that `at` returned, to the cache.
+        """Write new times of this profile, and of the profiles that `at` returned, to the cache.
 
-        Times that other programs disturbed are not written, so that the next plan measures again.
+        If other programs disturbed a measurement of a profile, its times are not written, and the
+        next command measures again.
         """
         new = [profile for profile in (self, *self._family.values()) if profile._new]
         for profile in new:
@@ -118,18 +129,14 @@ class Profile:
     def unit(self, index: int, first: bool = False) -> Measured:
         """Return the cost of a unit.
 
-        It is measured while copies of units of all kinds train one after another (see `chain`).
-        If `first` is True, the unit is the first of a module with a local loss, and its inputs get
-        no gradients.
+        If `first`, return its cost as the first unit of a module, where its inputs get no
+        gradients.
         """
         return self._measured(self._of_units(self._key(index, first)))
 
     def auxiliary(self, modules: Sequence[range], module: int) -> Measured:
-        """Return the cost of a module's auxiliary network and loss.
-
-        Its times are measured without `neighbours` (other processes), and multiplied by `slowdown`.
-        """
-        if self.neighbours:
+        """Return the cost of a module's auxiliary network and loss."""
+        if self.neighbours:  # only units are measured while other processes compute
             alone = self.at(self.setup.samples).auxiliary(modules, module)
             slower = self.slowdown
             return alone._replace(
@@ -146,7 +153,7 @@ class Profile:
         return self._measured(self._known[key])
 
     def copy(self, size: int) -> float:
-        """Return the seconds that a copy of `size` bytes to the next stage takes."""
+        """Return the seconds that a copy of `size` bytes to the device of another stage takes."""
         here, (receiver, by_host) = self.setup, self._route
         to = f" to {model_of(receiver)}" if receiver != here.device else ""
         key = f"copy {size}{to}" + (" by the host" if by_host else "")
@@ -157,7 +164,6 @@ class Profile:
 
     @cached_property
     def _route(self) -> tuple[str, bool]:
-        """The device that receives messages, and whether they go through host memory."""
         device = self.setup.device
         receiver = receiver_of(device)
         if device == "cpu":
@@ -168,17 +174,17 @@ class Profile:
 
     @property
     def step_s(self) -> float:
-        """Seconds of the optimizer's step for each element of a trained parameter."""
+        """Seconds of an optimizer step, for each element of a trained parameter."""
         return self._of_units("parameter")["step_s"]
 
     @property
     def parameter_bytes(self) -> float:
-        """Bytes for each element of a trained parameter, with its gradient and optimizer state."""
+        """Bytes of each element of a trained parameter, its gradient and its optimizer state."""
         return self._of_units("parameter")["bytes"]
 
     @cached_property
     def slowdown(self) -> float:
-        """Factor by which `neighbours` (other processes) slow down the units; 1 without any."""
+        """Factor by which the other processes (`neighbours`) slow down the units; 1 without any."""
         alone = self.at(self.setup.samples)
         here, there = (
             sum(sum(profile.unit(index)[:2]) for index in range(len(self._kinds)))
@@ -187,7 +193,7 @@ class Profile:
         return here / there
 
     def halves(self, index: int) -> tuple[float, float]:
-        """Return the seconds of a split backward pass's halves: for inputs and for parameters."""
+        """Return the seconds that a unit takes in `BackwardInput` and in `BackwardWeight`."""
         known = self._of_units(f"halves of {self._key(index, False)}", split=True)
         return known["input_s"], known["weight_s"]
 
@@ -197,10 +203,6 @@ class Profile:
         return self._known[key]
 
     def _measure_units(self, split: bool) -> None:
-        """Train a chain with units of all kinds, and add a record of times for each kind.
-
-        If `split` is True, only the two halves of backward passes are recorded.
-        """
         chosen = self._chosen()
         work = self._work(chosen, split)
         with neighbours(work, self.neighbours):
@@ -223,10 +225,6 @@ class Profile:
         return f"unit {self._kinds[index]}" + (" first" if differs else "")
 
     def _chosen(self) -> list[tuple[int, bool]]:
-        """Return the index of each unit to measure.
-
-        The bool says whether it is measured as the first unit of a module.
-        """
         seen: Counter[str] = Counter()
         chosen = []
         for index, kind in enumerate(self._kinds):

@@ -1,4 +1,4 @@
-"""Allocates and shares the memory of a ring, which holds the slots of a channel."""
+"""Allocates the memory of a channel's slots, and shares it between the two workers."""
 
 import os
 import pickle
@@ -26,32 +26,37 @@ _PORTABLE = 1
 
 
 class Memory:
-    """A ring's memory, as one end sees it: `tensor`, uint8 [bytes], or None if not yet open.
+    """The memory of a channel's slots. Sender and receiver have one such object each.
 
     At the start, the sender calls `open`, and the receiver calls `offer`. If `offer` returns data,
-    the receiver sends them to the sender, which calls `accept` with them.
+    the receiver sends them to the sender, which passes them to `accept`.
+
+    Attributes:
+        tensor: The memory, uint8 [bytes]; None before this end can use it.
     """
 
     tensor: Tensor | None = None
 
     def open(self) -> None:
-        """Prepare the memory if both processes share it from the start; else do nothing."""
+        """Prepare the memory for use, unless the receiver must allocate it first."""
 
     def offer(self) -> bytes:
-        """Open the memory at the receiver's end; return data for `accept`, empty if not needed."""
+        """Prepare the memory at the receiver's end. Return data for the sender, or no bytes."""
         self.open()
         return b""
 
     def accept(self, offer: bytes) -> None:
-        """Open the memory at the sender's end by the data that the receiver's `offer` returned."""
+        """Open the memory at the sender's end; `offer` is what the receiver's `offer` returned."""
         raise AssertionError(offer)
 
 
 class HostMemory(Memory):
-    """Host memory that both processes share from the start.
+    """Host memory, which is allocated before this object is made.
 
-    `tensor` is the memory, uint8 [bytes]. `pinned` says whether to pin it: CUDA devices copy
-    asynchronously only from and to pinned memory.
+    Args:
+        tensor: The memory, uint8 [bytes]. It is in shared memory if both ends use it.
+        pinned: Whether `open` pins it. CUDA devices copy asynchronously only to and from pinned
+            memory.
     """
 
     def __init__(self, tensor: Tensor, pinned: bool) -> None:
@@ -59,7 +64,7 @@ class HostMemory(Memory):
         self._pinned = pinned
 
     def open(self) -> None:
-        """Pin the memory in this process if `pinned` was set, until this object is deleted."""
+        """Pin the memory if `pinned`. It is unpinned when this object is deleted."""
         if self._pinned:
             assert self.tensor is not None
             if _pin(self.tensor):
@@ -70,14 +75,14 @@ class HostMemory(Memory):
 class DeviceMemory(Memory):
     """Memory that the receiver allocates on its device and shares with the sender by CUDA IPC.
 
-    To allocate memory that is not shared, call only `make`. `size` is in bytes.
+    `size` is in bytes.
     """
 
     def __init__(self, size: int, device: str) -> None:
         self._size, self._device = size, torch.device(device)
 
     def make(self) -> None:
-        """Allocate the memory, and wait until other streams and processes may use it."""
+        """Allocate the memory without sharing it. Then all streams and processes may use it."""
         self.tensor = torch.empty(self._size, dtype=torch.uint8, device=self._device)
         if self._device.type == "cuda":
             # Queued work may still use this memory for a tensor that has been freed. Other streams
@@ -85,13 +90,13 @@ class DeviceMemory(Memory):
             torch.cuda.synchronize(self._device)
 
     def offer(self) -> bytes:
-        """Allocate the memory, and return a handle for the sender's process."""
+        """Allocate the memory, and return a CUDA handle for the sender's process."""
         self.make()
         with cuda_ipc():
             return bytes(ForkingPickler.dumps(self.tensor))
 
     def accept(self, offer: bytes) -> None:
-        """Open the memory with the receiver's handle, which is in `offer`."""
+        """Open the memory; `offer` is the handle that the receiver's `offer` returned."""
         # Unpickling is safe here: a worker of the same run wrote the bytes.
         with cuda_ipc():
             self.tensor = pickle.loads(offer)
@@ -113,7 +118,6 @@ def shared_zeros(size: int) -> Tensor:
 
 
 def _pin(tensor: Tensor) -> bool:
-    """Pin host memory, and return True; if it is already pinned, only return False."""
     if tensor.is_pinned():  # both ends are in this process, and the other end has pinned it
         return False
     size = tensor.nbytes
@@ -125,16 +129,13 @@ def _pin(tensor: Tensor) -> bool:
 
 
 def _unpin(tensor: Tensor) -> None:
-    """Undo `_pin` before the memory is unmapped.
-
-    If other memory were mapped at a pinned address, CUDA would still use the old pages.
-    """
     torch.cuda.synchronize()  # copies may still be queued
+    # If other memory were mapped at a pinned address later, CUDA would still use the old pages.
     torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr())  # type: ignore[no-untyped-call]
 
 
 def check_writable() -> None:
-    """Check that there is shared memory, which every run needs, even one without channels.
+    """Check that this process can use shared memory, which every run needs.
 
     Raises:
         ConfigError: This process cannot create files in shared memory.
@@ -154,8 +155,8 @@ def check_writable() -> None:
 def no_room(size: int, what: str = "its slots") -> str | None:
     """Return why shared memory has no room for `size` bytes; None if it has room.
 
-    The text begins with `what`. Call this before writing: the system kills a process that writes to
-    full shared memory.
+    Call this before writing: the system kills a process that writes to full shared memory.
+    The text begins with `what`, which names the things that need these bytes.
     """
     if fits(size):
         return None
@@ -171,7 +172,7 @@ def fits(size: int) -> bool:
 
 
 def what_is_left() -> str:
-    """Return a text that says for how many bytes shared memory has room."""
+    """Return a text for error messages, such as "/dev/shm has room for 57 MiB"."""
     return f"{SHARED_MEMORY} has room for {int(_room()) >> 20} MiB"
 
 
@@ -180,7 +181,7 @@ def _room() -> float:
 
 
 def more_room(size: int) -> str:
-    """Return what the user can do if shared memory has no room for `size` bytes."""
+    """Return the advice for a user whose shared memory has no room for `size` bytes."""
     there = shutil.disk_usage(SHARED_MEMORY)
     total = ceil((there.total - there.free + size / USED_AT_MOST) / 2**20)
     return (
@@ -190,12 +191,12 @@ def more_room(size: int) -> str:
 
 
 def remove_left(process_id: int) -> None:
-    """Remove the files in shared memory that a worker left when it ended.
+    """Remove the files that a worker left in shared memory.
 
-    torch counts the users of shared CUDA memory in a file. CUDA has files for shared events, with
-    the process ID in hexadecimal in their names. A process that is killed, or ends by `os._exit` as
-    workers do, does not remove its files.
+    torch and CUDA make such files for shared CUDA memory and events. A process does not remove
+    them if it is killed, or if it ends by `os._exit`, as workers do.
     """
+    # torch counts the users of shared memory in its files; CUDA's files are for shared events.
     for pattern in (f"torch_{process_id}_*", f"cuda.shm.*.{process_id:x}.*"):
         for path in SHARED_MEMORY.glob(pattern):
             with suppress(OSError):  # the file may belong to another container

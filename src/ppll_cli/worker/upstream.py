@@ -16,13 +16,17 @@ from ppll_cli.worker.views import unchanged
 
 
 class Upstream:
-    """Gives the loss of a module the weights of a later unit, which are `lag` batches old."""
+    """Sends weights of this worker's units to losses, and passes weights to this worker's losses.
+
+    For example, the loss of `local=man` reads the weights of the unit after its module. They are
+    `lag` batches old.
+    """
 
     def __init__(self, job: Job, chunks: Mapping[int, Networks], mail: Mail) -> None:
         self._job, self._chunks, self._mail = job, chunks, mail
 
     def send_ahead(self) -> None:
-        """Send the weights that losses of other stages read in the first batches."""
+        """Before the training, send the weights that other stages read in the first batches."""
         start, links = self._job.start, self._mail.links
         for channel in links.senders:
             if channel.kind == "weights":
@@ -32,7 +36,7 @@ class Upstream:
                     self._send_version(instruction, step, start)
 
     def receive(self, instruction: ReceiveWeights, step: int) -> None:
-        """Receive weights, and give them to a loss for the batch after `step` optimizer steps."""
+        """Receive weights from another stage for a loss. `step` is the number of steps done."""
         version = self._version(instruction.chunk, step)
         weights = self._mail.receive(instruction, version)
         with self._mail.recorder.span("auxiliary", instruction):
@@ -40,17 +44,17 @@ class Upstream:
         self._mail.release(instruction)
 
     def read(self, instruction: ReadWeights, step: int) -> None:
-        """Give a loss the weights of a unit of this stage, for the batch after `step` steps."""
+        """Pass a unit's weights to a loss of the same stage. `step` is the number of steps done."""
         version = self._version(instruction.chunk, step)
         weights = self._kept(instruction.chunk, step - version.steps)
         self._show(instruction.chunk, weights, version)
 
     def send(self, instruction: SendWeights, step: int) -> None:
-        """After a step, send the weights that a loss reads `instruction.ahead` batches later."""
+        """After the step of batch `step`, send weights for batch `step + instruction.ahead`."""
         self._send_version(instruction, step + instruction.ahead, step + 1)
 
     def _version(self, watcher: int, step: int) -> Version:
-        """Return which version of the weights a loss reads in the batch after `step` steps."""
+        # With a lag of 1, a loss reads the newest weights: those after all `step` steps.
         return Version(step + 1 - self._job.routes.watches[watcher].lag)
 
     def _show(self, watcher: int, weights: Mapping[str, Tensor], version: Version) -> None:
@@ -65,17 +69,12 @@ class Upstream:
             chunk.criterion.see(dict(weights), version.steps)
 
     def _send_version(self, instruction: SendWeights, step: int, done: int) -> None:
-        """Send the weights that a loss reads in the batch after `step` steps.
-
-        Send nothing if the run ends before this batch. `done` is the number of steps done so far.
-        """
-        if step < self._job.course.steps:
+        if step < self._job.course.steps:  # else the run ends before this batch
             version = self._version(instruction.chunk, step)
             weights = self._kept(instruction.chunk, done - version.steps)
             self._mail.send(instruction, weights, version)
 
     def _kept(self, watcher: int, age: int) -> Mapping[str, Tensor]:
-        """Return what the loss of chunk `watcher` reads: weights by name, `age` steps old."""
         routes = self._job.routes
         holder = self._chunks[routes.watched(watcher)]
         return holder.versions[routes.watches[watcher].unit].of_age(age)
