@@ -113,8 +113,8 @@ class Dataset(Protocol):
 
     - `class_names`: names of the classes, in the order of their labels.
     - `file_names(split)`: names of the picture files of a split, in order.
-    - `inputs(picture, image, device)`: the tensors, by name, of a batch that contains only the
-      user's picture, without targets. `picture` is a PIL picture, and `image` is the model's
+    - `inputs(picture, image, device)`: a batch of one picture for which a user wants a prediction:
+      its tensors by name, without targets. `picture` is a PIL picture, and `image` is the model's
       `ImageSpec`.
     - `predicted(predict, picture, inputs)`: the `Prediction` for this picture, given the result of
       `inputs`.
