@@ -53,8 +53,8 @@ class SuperResolution:
     """Super-resolution: predictions are pictures [B, 3, sH, sW] in [0, 1]; the loss is L1.
 
     The metric is PSNR, measured on the luma of each whole picture without a border of `scale`
-    pixels, and averaged over pictures. Other scores are SSIM, also on luma, and the PSNR
-    and SSIM of bicubic enlargement. `rgb_psnr` is the PSNR of RGB without a border of `scale` + 6 pixels, as
+    pixels, and averaged over pictures. Other scores are SSIM, also on luma, and the PSNR and SSIM
+    of bicubic enlargement. `rgb_psnr` is the PSNR of RGB without a border of `scale` + 6 pixels, as
     EDSR's authors report it for DIV2K. In training, PSNR is computed from the mean squared error
     over whole patches.
 
