@@ -48,11 +48,6 @@ def random_crop(images: Tensor, pad: int, mode: str, generator: torch.Generator)
 
 
 def _inside(places: Tensor, mode: str) -> Tensor:
-    """Map row (or column) indices, int64 [B, size], to indices inside the image.
-
-    `reflect` mirrors indices at the border. `zeros` takes the nearest index; the caller then
-    makes the pixels outside black.
-    """
     last = places.shape[1] - 1
     if mode == "reflect":
         return last - (last - places.abs()).abs()

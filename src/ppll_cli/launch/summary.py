@@ -35,12 +35,19 @@ def summarise(
 ) -> dict[str, Any]:
     """Return the content of `summary.json`, as far as it is known.
 
-    A new part of the run begins whenever the run is resumed. Speeds and fractions of time are
-    computed over the current part and the earlier parts under the same `parts.Conditions`.
+    A run has several parts if it was resumed. Speeds and fractions of time come from the current
+    part, and from earlier parts with the same devices and settings (`parts.Conditions`).
 
-    `reports` has the last report of each worker; it is empty if the run failed or has not begun.
-    `seconds` is the time since the workers began to train in the current part, including
-    evaluations and checkpoints.
+    Args:
+        choices: Names of the chosen schedule, model, data and local method.
+        prepared: The job, and facts that were found while it was prepared.
+        metrics: Losses and metrics so far.
+        parts: The current part and the earlier parts.
+        restarts: Restarts of workers so far.
+        reports: Last report of each worker; empty if the run failed or has not begun.
+        status: Status of the run, such as "completed".
+        seconds: Time since the workers began to train in the current part, including evaluations
+            and checkpoints.
     """
     job = prepared.job
     course, settings = job.course, job.settings
@@ -143,11 +150,6 @@ def _fraction(counted: Worker | None, *kinds: str) -> float | None:
 
 
 def _pipeline(job: Job, workers: Sequence[Worker]) -> dict[str, float | None]:
-    """Return the measured bubble, and the bubble and speed that a simulation predicts.
-
-    The simulation uses the mean measured time of each instruction. All values are None if some
-    worker had no steady state.
-    """
     found: dict[str, float | None] = dict.fromkeys(
         ("bubble_fraction", "predicted_bubble_fraction", "predicted_samples_per_second")
     )

@@ -14,10 +14,14 @@ means only the levels that belong to the stride of the local head's input map (s
 
 
 def with_detection_head(site: Site, chosen: DetectionHead | None) -> Site:
-    """Check `local.detection_head`; for `level`, replace the site's task by a `LevelDetection`.
+    """Return the site with which a local method makes local heads for `local.detection_head`.
 
-    `pyramid` and `level` need a detection task. `level` also needs a model whose head is a
-    `PyramidHead`, because the local heads share settings of this head (`HeadStyle`).
+    Local methods call this first. For `level`, the new site's task is a `LevelDetection`, which
+    makes heads for a part of the pyramid levels. For `pyramid` and None, the site stays the same.
+
+    Raises:
+        ConfigError: `chosen` is set, but the task is not detection; or it is `level`, but the
+            model's head is not a `PyramidHead`.
     """
     if chosen is None:
         return site

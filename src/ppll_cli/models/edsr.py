@@ -55,7 +55,7 @@ class ResidualUnit(nn.Module):
 
 
 class Tail(PictureHead):
-    """EDSR's head: a 3x3 convolution, the sum with the long skip, and the upsampler."""
+    """EDSR's head: a 3x3 convolution, the sum with the output of `first`, and the upsampler."""
 
     def __init__(self, width: int, scale: int, mean: Sequence[float]) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Tail(PictureHead):
         self.upsampler = Upsampler(width, scale, mean)
 
     def mapped(self, x: Tensor) -> Tensor:
-        """Return a feature map with the same shape as `x`, [B, C, H, W]."""
+        """Apply the 3x3 convolution to a map [B, C, H, W], before the sum; keep the shape."""
         y: Tensor = self.conv(x)
         return y
 
@@ -72,8 +72,8 @@ class Tail(PictureHead):
 class EDSR:
     """EDSR with units `first`, `body.0` ... `body.{depth-1}` and `tail`.
 
-    The data set defines the scale. `tail` reads the map of the last residual unit and, through the
-    long skip, the output of `first`.
+    The data set defines the scale. `tail` reads the output of the last residual unit and, as a long
+    skip, the output of `first`.
 
     The paper's baseline has 16 residual units of 64 channels, with 1.37 million parameters for x2.
     Its large network has `depth=32 width=256 res_scale=0.1`. As in the paper's code, initial
@@ -128,5 +128,4 @@ class EDSR:
 
 
 def _same(build: Callable[[], nn.Module], input_shape: Shape, output_shape: Shape) -> nn.Module:
-    """Build the unit unchanged (see `Unit.adapt`), because it fits maps of any height and width."""
-    return build()
+    return build()  # convolutions fit maps of any height and width

@@ -1,4 +1,4 @@
-"""Finds shapes of outputs and costs of units on the meta device, without computing values."""
+"""Finds the costs of units and the shapes of their outputs on the meta device, without values."""
 
 import importlib
 import re
@@ -34,10 +34,12 @@ ODD = 7
 class Cost:
     """The number of parameters of a network and the cost of its forward pass.
 
-    `params` includes frozen parameters, because a device stores them like all others.
-    `flops` are the floating-point operations for one sample, counted by torch. A multiplication and
-    an addition are two operations. `single_valued` has the names of the BatchNorm layers that get
-    one value per channel and sample, and therefore cannot be trained on one sample.
+    Attributes:
+        params: Number of parameters, including frozen ones.
+        flops: Floating-point operations for one sample, counted by torch. A multiplication and an
+            addition are two operations.
+        single_valued: Names of the BatchNorm layers that get one value per channel and sample. They
+            cannot be trained on a single sample.
     """
 
     params: int
@@ -56,7 +58,7 @@ class TracedUnit:
         shared: (index of the input, index of the output) for each output that is an input or a
             view of an input.
         counters: Names of the network's Python attributes that change in each forward pass in
-            training.
+            training. Checkpoints do not contain them, so the user gets a note.
     """
 
     outputs: tuple[ValueSpec, ...]
@@ -68,11 +70,8 @@ class TracedUnit:
 
 @contextmanager
 def _without_compiler() -> Iterator[None]:
-    """Delay the import of torch's compiler, which takes half as long as the import of torch.
-
-    torch excludes its dispatch modes, and many functions for the meta device, from compilation. The
-    decorator that does so imports the compiler.
-    """
+    # torch excludes its dispatch modes, and many functions for the meta device, from compilation.
+    # The decorator for this imports the compiler, which takes half as long as importing torch.
     stand_in = _Uncompiled(_COMPILER)
     sys.modules.setdefault(_COMPILER, stand_in)
     try:
@@ -85,10 +84,7 @@ _COMPILER = "torch._dynamo"
 
 
 class _Uncompiled(ModuleType):
-    """Takes the place of the module `torch._dynamo`, and imports it only if something needs it."""
-
     def disable(self, function: Any = None, *args: Any, **options: Any) -> Any:
-        """Return torch's own functions unchanged; let the real compiler decorate all others."""
         if str(getattr(function, "__module__", None)).startswith("torch."):
             return function
         return self.__getattr__("disable")(function, *args, **options)
@@ -103,12 +99,8 @@ class _Uncompiled(ModuleType):
 
 
 class _NoModules(nullcontext[None]):
-    """Replaces the tracker that tells torch's FLOP counter which `nn.Module` is running.
-
-    The hooks of torch's tracker fail if a forward computes gradients by `torch.autograd.grad`, or
-    returns a view of a weight.
-    """
-
+    # Replaces the tracker of torch's FLOP counter, whose hooks fail if a forward computes gradients
+    # by `torch.autograd.grad`, or returns a view of a weight.
     parents = frozenset({"Global"})
 
 
@@ -118,7 +110,12 @@ def measure(
 ) -> tuple[object, Cost]:
     """Build a network on the meta device, run it once in evaluation mode, and count its cost.
 
-    `run` calls the network with inputs on the meta device. Return the result of `run` and the cost.
+    Args:
+        build: Makes the network.
+        run: Calls the network with inputs on the meta device.
+
+    Returns:
+        The result of `run`, and the cost.
     """
     with explained():
         with torch.device("meta"):
@@ -162,11 +159,6 @@ def explained() -> Iterator[None]:
 
 @contextmanager
 def _drawing_with_torch() -> Iterator[None]:
-    """Refuse a forward pass that uses random numbers of Python's `random` or of `numpy.random`.
-
-    Workers seed only torch's generator for each unit and batch. Other random numbers would differ
-    between schedules and after a resume.
-    """
     with noticed_draws() as drawn:
         yield
     if drawn:
@@ -202,30 +194,20 @@ def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedU
 def _run(
     unit: Unit, specs: Mapping[str, ValueSpec], samples: int = 1
 ) -> tuple[list[Tensor], dict[str, Tensor], Cost]:
-    """Run samples through a unit; return its inputs, its outputs by name, and its cost."""
     inputs = [empty(specs[name], samples) for name in unit.reads]
     result, cost = measure(unit.build, lambda module: module(*inputs))
     return inputs, unit.written(result), cost
 
 
 class _Trained(NamedTuple):
-    """A unit's inputs, its results and its counters (see `TracedUnit`) in training mode.
-
-    `results` is empty if the unit raises an error, for example because it reads values of tensors,
-    which do not exist on the meta device.
-    """
-
     inputs: list[Tensor]
-    results: list[Any]
+    results: list[Any]  # empty if the unit raises, for example because meta tensors have no values
     counters: tuple[str, ...]
 
 
 @_without_compiler()
 def _run_in_training(unit: Unit, specs: Mapping[str, ValueSpec]) -> _Trained:
-    """Run samples through a unit in training mode, to see what it does only in training.
-
-    For example, an in-place dropout then changes its input.
-    """
+    # Some things happen only in training: for example, an in-place dropout changes its input.
     inputs = [empty(specs[name], ODD) for name in unit.reads]
     results: list[Any] = []
 
@@ -242,22 +224,25 @@ def _run_in_training(unit: Unit, specs: Mapping[str, ValueSpec]) -> _Trained:
 
 
 def _shared(inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
-    """Return (index of the input, index of the output) for each pair that shares memory."""
     read, made = ([x.untyped_storage()._cdata for x in tensors] for tensors in (inputs, outputs))
     return tuple((i, o) for i, x in enumerate(read) for o, y in enumerate(made) if x == y)
 
 
 @_without_compiler()
 def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], one_sample: Sequence[ValueSpec]) -> str:
-    """Return why the program cannot train a unit, or an empty text.
+    """Return why the program cannot train a unit; "" if it can.
 
     These conditions are checked:
 
-    - Each call of `build` makes new weights, and the network computes only with its own weights.
-    - The first dimension of each output is the batch, and no other dimension depends on its size.
-    - In training, each output has the dtype that it has in evaluation, and not more elements.
+    - Each call of the unit's `build` makes new weights.
+    - The network that `build` returns computes only with its own weights.
+    - The first dimension of each output is the batch. No other dimension depends on the batch size.
+    - Each output has the same dtype in training as in evaluation, and not more elements.
 
-    `one_sample` describes the outputs for one sample.
+    Args:
+        unit: The unit to check.
+        specs: Shapes and dtypes of the tensors that the unit may read, by name.
+        one_sample: Shapes and dtypes of the unit's outputs for one sample.
 
     Raises:
         TypeError: In training, the unit does not return the tensors of its `writes`.

@@ -85,10 +85,11 @@ def drawn(groups: Sequence[Group]) -> list[Drawn]:
 def labels(groups: Sequence[Group]) -> list[str]:
     """Return a label for each group: its schedule, and facts and settings in which groups differ.
 
-    Short names of the group's runs come first, as in a sweep. Long names come last, and only in
-    labels that would be equal without them. A status that differs from `_completed` is added.
+    The name of the group's runs, such as `0` in a sweep, comes first if it is short (`SHORT_NAME`).
+    A longer name comes last, and only if labels would be equal without it. A status other than
+    the usual one (such as "completed") follows, and `*` if runs are not comparable to most runs.
     """
-    common, usual = _common(groups), _completed(groups)
+    common, usual = _common(groups), _usual_status(groups)
     told = [_label(group, common) for group in groups]
     found = []
     for group, text in zip(groups, told, strict=True):
@@ -117,12 +118,8 @@ def _common(groups: Sequence[Group]) -> dict[str, Any]:
     return {k: value for k, value in first.items() if all(value == other[k] for other in rest)}
 
 
-def _completed(groups: Sequence[Group]) -> str:
-    """Return the status that labels leave out, because all runs of the group are completed.
-
-    It is "3 completed" if each group has three runs. If groups have one run each, or different
-    numbers of runs, it is "completed", the status of a single run.
-    """
+def _usual_status(groups: Sequence[Group]) -> str:
+    # The status that labels leave out. A group of three completed runs has "3 completed".
     sizes = {len(group.rows) for group in groups}
     most = max(sizes)
     return f"{most} completed" if most > 1 and len(sizes) == 1 else "completed"

@@ -1,7 +1,4 @@
-"""Tracks a run for `tracker=tensorboard`: writes event files with torch's own writer.
-
-The tracker's thread imports torch's writer when the run starts.
-"""
+"""Tracks a run for `tracker=tensorboard`: writes event files with torch's own writer."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -35,13 +32,14 @@ class TensorboardTracker:
         """Open the event files.
 
         After a resume, TensorBoard hides what the interrupted run had written for steps after the
-        checkpoint. It still shows what that run had written for the checkpoint's own step.
+        checkpoint.
         """
         from torch.utils.tensorboard import SummaryWriter
 
         self._tracked = run
         self._writer: Any = SummaryWriter(
             self._dir or str(run.run_dir / "tensorboard"),
+            # Values of the checkpoint's own step stay visible.
             purge_step=run.step + 1 if run.resumed else None,
             flush_secs=10,
         )

@@ -33,9 +33,11 @@ class Route:
 class Watch:
     """Says that a module's loss reads ("watches") the weights of a unit of a later module.
 
-    For batch b, the loss reads the weights as they were after the optimizer step of batch b - lag,
-    or the initial weights if b < lag. So the loss reads the same weights with every schedule and
-    any number of stages. `unit` is the index of the unit in the model, and `lag` is 1 or more.
+    Attributes:
+        unit: Index of that unit in the model.
+        lag: Age of the weights in batches, 1 or more. For batch b, the loss reads the weights after
+            the optimizer step of batch b - lag, or the initial weights if b < lag. They are the
+            same with every schedule and any number of stages.
     """
 
     unit: int
@@ -43,11 +45,9 @@ class Watch:
 
     @property
     def ahead(self) -> int:
-        """How many batches in advance the weights are sent to the stage that reads them: up to 2.
-
-        With 2, neighbouring stages hardly wait for each other; a larger number would only need more
-        slots. If `lag` is above 2, the sender keeps the weights until it is time to send them.
-        """
+        """Number of batches by which the weights are sent before they are read: 1 or 2."""
+        # With 2, neighbouring stages hardly wait for each other. More would only need more slots,
+        # so with a larger lag the sender keeps the weights until it is time to send them.
         return min(self.lag, 2)
 
 
@@ -58,8 +58,7 @@ class Routes:
     Attributes:
         layout: The chunks and their stages.
         into: For each chunk, the route from the previous chunk. The route to chunk 0 is empty.
-        reads: For each chunk, the names of the inputs that its units, exports or loss read. Exports
-            are units of the local method, which compute tensors for losses of later modules.
+        reads: For each chunk, the names of the inputs that its units, exports or loss read.
         makes: For each chunk, the names that its units and exports write.
         watches: For each chunk whose loss reads weights of a later unit, the `Watch`.
     """
@@ -79,7 +78,7 @@ class Routes:
         return self.into[chunk + 1] if chunk + 1 < len(self.into) else Route()
 
     def passing(self, chunk: int) -> frozenset[str]:
-        """Return the names of the inputs that a chunk passes on unchanged to the next chunk."""
+        """Return the names of the tensors that a chunk gets and sends on without a change."""
         return frozenset(self.out_of(chunk).names) - self.makes[chunk]
 
 
@@ -90,15 +89,18 @@ def find_routes(
     watches: Mapping[int, Watch] | None = None,
     differentiable: Callable[[int, str], bool] = lambda unit, name: True,
 ) -> Routes:
-    """Find the tensors that each chunk has to send: those that later units, exports or losses read.
+    """Find which tensors each chunk has to send, and for which of them it gets a gradient back.
 
-    A gradient is sent back for each differentiable tensor that an earlier unit of the same module
-    writes. `differentiable` gets the index of a unit, and the name of a tensor that exists before
-    this unit runs. It returns whether this tensor can have a gradient.
+    A chunk sends the tensors that later units, exports or losses read. The next chunk sends back a
+    gradient for each differentiable tensor that an earlier unit of the next chunk's module writes.
 
-    The keys of `ends` and `watches` are the indices of the modules' last units. `ends` has what
-    runs after such a unit: the exports (see `Routes`), then the loss. `watches` has the `Watch` of
-    each module whose loss reads weights of a later unit.
+    Args:
+        layout: The chunks and their stages.
+        units: The units of the model, in order.
+        ends: By index of a module's last unit, what runs after this unit: exports, then the loss.
+        watches: By index of a module's last unit, the `Watch` of the module, if its loss has one.
+        differentiable: Called with the index of a unit and the name of a tensor that it could read.
+            Returns whether this tensor can have a gradient.
     """
     into, reads, makes = [], [], []
     live: set[str] = set()

@@ -5,12 +5,13 @@ There are five tests, for errors that tracing does not find:
 - Dtypes. Models are traced on torch's meta device, on which, for example, a Linear layer accepts
   integers. So a unit or loss is run once if it reads a unit's output that is not float32.
 - Split backward passes. One half computes the gradients of inputs, the other those of parameters.
-  Both halves run the backward of the operations that use parameters. Gradients may be wrong if such
-  an operation frees its saved tensors or counts its calls, or if a hook changes gradients.
+  Operations that use parameters run their backward in both halves. Gradients may be wrong if such
+  an operation frees its saved tensors or counts its calls. They may also be wrong if a hook changes
+  gradients.
 - `recompute=true`. The forward pass runs twice, with equal buffers and random numbers. Gradients
   may be wrong if a unit has other state, such as a Python counter.
 - Schedules such as GPipe. Other micro-batches run between a forward and its backward. Gradients
-  may be wrong if a forward changes weights or buffers in place that the backward reads.
+  may be wrong if a forward changes weights or buffers in place, and the backward reads them.
 - Replicas. They average a gradient as soon as it is complete. An average may be wrong if a
   backward adds to the gradient of a parameter more than once.
 
@@ -63,7 +64,7 @@ def check_units(settings: Settings, subject: Subject) -> None:
     numerics = Numerics(settings.precision, settings.deterministic)
     kinds: dict[object, tuple[Unit, dict[str, ValueSpec], dict[str, str]]] = {}
     for index, (unit, specs) in enumerate(zip(subject.units, subject.ends.before, strict=True)):
-        if odd := _odd(unit.reads, specs, subject.units[:index]):
+        if odd := _not_float32(unit.reads, specs, subject.units[:index]):
             kinds.setdefault(recipe_of(unit, specs), (unit, specs, odd))
     for unit, specs, odd in kinds.values():
         if why := _why_not(numerics, partial(_run_unit, unit), unit.reads, specs, odd):
@@ -90,9 +91,15 @@ def check_losses(job: Job, subject: Subject) -> None:
 
 
 def why_unreadable(ends: Ends, modules: Sequence[range], number: int, numerics: Numerics) -> str:
-    """Return why module `number`'s auxiliary network cannot read its inputs' dtypes; else "".
+    """Return why a module's auxiliary network cannot read the dtypes of its inputs.
 
-    `ends` builds the auxiliary network. `modules` has the indices of each module's units.
+    Return "" if it can read them.
+
+    Args:
+        ends: Builds the auxiliary network.
+        modules: For each module, the indices of its units.
+        number: Number of the module.
+        numerics: Says whether networks run under autocast.
     """
     stop, units = modules[number].stop, ends.site.units
     outputs = (spec for traced in ends.traced[:stop] for spec in traced.outputs)
@@ -101,15 +108,11 @@ def why_unreadable(ends: Ends, modules: Sequence[range], number: int, numerics: 
     build, specs = ends.criterion(modules, number)
     with torch.device("meta"):
         reads = build().reads
-    odd = _odd(reads, specs, units[:stop])
+    odd = _not_float32(reads, specs, units[:stop])
     return _why_not(numerics, lambda values: build()(values), reads, specs, odd) if odd else ""
 
 
-def _odd(reads: Sequence[str], specs: _Specs, units: Sequence[Unit]) -> dict[str, str]:
-    """Return, for each tensor in `reads` that is not float32, the name of the unit that made it.
-
-    Tensors that none of `units` made are left out.
-    """
+def _not_float32(reads: Sequence[str], specs: _Specs, units: Sequence[Unit]) -> dict[str, str]:
     names = [name for name in reads if specs[name].dtype != torch.float32]
     makers = {name: unit.name for unit in units for name in unit.writes} if names else {}
     return {name: makers[name] for name in names if name in makers}
@@ -122,11 +125,6 @@ def _why_not(
     specs: _Specs,
     odd: Mapping[str, str],
 ) -> str:
-    """Return why a network cannot read the tensors in `odd` (see `_odd`); "" if it can.
-
-    Random tensors are passed to `run`, which calls the network. Also return "" if it fails even
-    when the tensors in `odd` are float32: then their dtypes are not the reason.
-    """
     given = {name: specs[name] for name in reads}
     usual = {name: replace(specs[name], dtype=torch.float32) for name in odd}
     error = _error(numerics, run, given)
@@ -142,7 +140,6 @@ def _why_not(
 def _error(
     numerics: Numerics, run: Callable[[Mapping[str, Tensor]], object], specs: _Specs
 ) -> Exception | None:
-    """Run a network on random values, and return the exception that it raises, if any."""
     try:
         with seeded(0), torch.no_grad(), numerics.autocast(CPU):
             run({name: batch_like(spec, SAMPLES, CPU) for name, spec in specs.items()})
@@ -156,26 +153,29 @@ def check_halves(
 ) -> None:
     """Check that a backward pass in two halves computes the same gradients as an undivided one.
 
-    `schedule` is the key and the value by which the user chose the schedule. `before` has, for each
-    unit, the tensors that exist before the unit runs.
+    Args:
+        schedule: Key and value of the user's choice, such as `("schedule", "zb_h1")`; the error
+            message names them.
+        units: The units to check.
+        before: For each unit, the tensors that exist before the unit runs.
 
     Raises:
         ConfigError: The gradients of a unit differ, or its backward pass fails.
     """
-    if found := _first_unfit(_in_halves, units, before):
+    if found := _first_problem(_in_halves, units, before):
         split = f"it splits backwards into two halves, and the split backward of {found}"
         raise ConfigError(*schedule, split, "use schedule=1f1b")
 
 
 def check_recompute(units: Sequence[Unit], before: Sequence[_Specs]) -> None:
-    """Check that a unit's gradients do not change if its forward pass runs twice.
+    """Check that recomputation (`recompute=true`) does not change the gradients of a unit.
 
     `before` has, for each unit, the tensors that exist before the unit runs.
 
     Raises:
         ConfigError: The gradients of a unit differ, or its backward pass fails.
     """
-    if found := _first_unfit(_recomputed, units, before):
+    if found := _first_problem(_recomputed, units, before):
         problem = f"with a second forward, the backward of {found}"
         raise ConfigError("recompute", True, problem, "use recompute=false")
 
@@ -187,17 +187,23 @@ def check_overlap(
     *,
     recompute: bool = False,
 ) -> None:
-    """Check that a second forward before a unit's backward does not change the unit's gradients.
+    """Check units for schedules that run a unit's forward again before the backward of the first.
 
-    `schedule` is the key and the value by which the user chose the schedule. `before` has, for each
-    unit, the tensors that exist before the unit runs. `recompute` is the setting of this name.
-    Units that fail on random values even without the second forward are not checked.
+    The second forward must not change the gradients of the first. Units that fail on random values
+    even without a second forward are not checked.
+
+    Args:
+        schedule: Key and value of the user's choice, such as `("schedule", "gpipe")`; the error
+            message names them.
+        units: The units to check.
+        before: For each unit, the tensors that exist before the unit runs.
+        recompute: The setting `recompute`.
 
     Raises:
         ConfigError: The gradients of a unit differ, or its backward pass fails.
     """
     way = partial(_after_another, recompute)
-    if found := _first_unfit(way, units, before, skip_unable=True):
+    if found := _first_problem(way, units, before, skip_unable=True):
         order = "it runs other micro-batches between a forward and its backward"
         problem = f"{order}, and then the backward of {found}"
         remedy = "make new tensors in forward() instead of changing buffers or weights in place"
@@ -207,8 +213,13 @@ def check_overlap(
 def check_averages(replicas: int, units: Sequence[Unit], before: Sequence[_Specs]) -> None:
     """Check that a unit's backward pass adds to the gradient of each parameter only once.
 
-    `before` has, for each unit, the tensors that exist before the unit runs. It is no error if a
-    unit fails on random values.
+    Replicas need this, because they average a gradient as soon as it is complete. Units that fail
+    on random values are not refused.
+
+    Args:
+        replicas: Number of replicas; the error message names it.
+        units: The units to check.
+        before: For each unit, the tensors that exist before the unit runs.
 
     Raises:
         ConfigError: The backward pass of a unit adds to a gradient more than once.
@@ -229,7 +240,6 @@ def check_averages(replicas: int, units: Sequence[Unit], before: Sequence[_Specs
 def _tested(
     units: Sequence[Unit], before: Sequence[_Specs]
 ) -> Iterator[tuple[Unit, Sequence[Tensor]]]:
-    """Yield the units to test, with random inputs; of equal units, only the first."""
     kinds: dict[object, tuple[Unit, _Specs]] = {}
     for unit, specs in zip(units, before, strict=True):
         kinds.setdefault(recipe_of(unit, specs), (unit, specs))
@@ -237,14 +247,9 @@ def _tested(
         yield unit, [batch_like(specs[name], SAMPLES, CPU) for name in unit.reads]
 
 
-def _first_unfit(
+def _first_problem(
     way: _Way, units: Sequence[Unit], before: Sequence[_Specs], *, skip_unable: bool = False
 ) -> str:
-    """Return what is wrong with the first unit for which `way` fails or gives wrong gradients.
-
-    Return "" if there is no such unit. An example of `way` is `_in_halves`. If `skip_unable` is
-    True, units that cannot compute gradients for random values are skipped.
-    """
     for unit, inputs in _tested(units, before):
         expected: _Gradients | None = None
         try:
@@ -260,14 +265,10 @@ def _first_unfit(
 
 
 def _agrees(way: _Way, unit: Unit, inputs: Sequence[Tensor], expected: _Gradients) -> bool:
-    """Return whether `way` computes the gradients `expected`, which `_whole` has computed.
-
-    Some operations of torch, such as the backward of `table[index]`, add numbers in another order
-    at each call if they use several threads. So different gradients are computed again on a single
-    thread.
-    """
     if _same(expected, _gradients(unit, inputs, way)):
         return True
+    # With several threads, some operations of torch, such as the backward of `table[index]`, add
+    # numbers in another order at each call. So compare again on a single thread.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -284,12 +285,11 @@ def _same(these: _Gradients, those: _Gradients) -> bool:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """Return whether two gradients are equal; random values may make both of them NaN."""
+    # Random values may make both gradients NaN.
     return bool((one.eq(other) | (one.isnan() & other.isnan())).all())
 
 
 def _gradients(unit: Unit, inputs: Sequence[Tensor], way: _Way) -> _Gradients:
-    """Return a unit's gradients. Each call begins with the same weights and random numbers."""
     network = build_unit(unit, seed=0).train()
     leaves = [x.detach().requires_grad_(spec_of(x).differentiable) for x in inputs]
     with torch.random.fork_rng(devices=[]):
@@ -323,8 +323,6 @@ def _after_another(recompute: bool, network: nn.Module, leaves: Sequence[Tensor]
 
 
 def _counting(counts: Counter[Tensor], network: nn.Module, leaves: Sequence[Tensor]) -> None:
-    """Run a network, and count how often its backward adds to the gradient of each parameter."""
-
     def count(parameter: Tensor) -> None:
         counts[parameter] += 1
 
@@ -338,6 +336,5 @@ _seed = partial(torch.manual_seed, 0)
 
 
 def _starts(made: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the outputs at which a backward pass starts, and a random gradient for each."""
     outputs = [x for x in (made if isinstance(made, tuple) else (made,)) if x.requires_grad]
     return outputs, [torch.randn_like(output) for output in outputs]

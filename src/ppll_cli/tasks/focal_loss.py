@@ -16,12 +16,11 @@ classes by 1 - ALPHA. This is torchvision's default.
 
 
 class FocalLoss(torch.autograd.Function):
-    """Computes torchvision's `sigmoid_focal_loss`, equal bit for bit, with fewer operations.
+    """Computes torchvision's `sigmoid_focal_loss`, equal bit for bit, with less work and memory.
 
-    The loss is weight * (1 - p)^2 * -log(p). Here p is the probability that the model gives
-    to the true answer: the sigmoid of the score if the anchor's object has the class, else 1 minus
-    the sigmoid. The forward pass keeps three tensors of shape [B, A, C] for the backward pass;
-    autograd would keep nine, and compute the sigmoid again.
+    The loss is weight * (1 - p)^2 * -log(p), with the weight `ALPHA` or 1 - `ALPHA`. Here p is the
+    probability that the model gives to the true answer: the sigmoid of the logit if the anchor's
+    object has the class, else 1 minus the sigmoid.
     """
 
     @staticmethod
@@ -34,7 +33,7 @@ class FocalLoss(torch.autograd.Function):
         # tensor, and a picture's loss must not depend on the other pictures of its batch.
         scores = torch.stack([each.sigmoid() for each in logits])
         cross = binary_cross_entropy_with_logits(logits, classes.to(logits.dtype), reduction="none")
-        ctx.save_for_backward(scores, cross, classes)
+        ctx.save_for_backward(scores, cross, classes)  # autograd would keep nine tensors, not three
         return torch.where(classes, ALPHA, 1 - ALPHA) * (cross * _wrong(classes, scores).square())
 
     @staticmethod
@@ -50,5 +49,5 @@ class FocalLoss(torch.autograd.Function):
 
 
 def _wrong(classes: Tensor, scores: Tensor) -> Tensor:
-    """Return 1 - p, where p is the probability that the model gives to the true answer."""
+    # 1 - p (see `FocalLoss`)
     return 1 - torch.where(classes, scores, 1 - scores)

@@ -1,8 +1,6 @@
-"""Creates the process groups of torch.distributed, and connects their workers.
+"""Creates the process groups of torch.distributed, and connects their workers before training.
 
-Only workers that belong to a group take part. All of them create all groups in the same order, and
-connect them before training: if two workers connected two groups at their first use, in different
-orders, they could hang.
+Only workers that belong to at least one group take part.
 """
 
 import os
@@ -42,9 +40,11 @@ ASKED = 10
 class Group:
     """Describes a process group that is to be created.
 
-    `ranks` are the ranks of its workers. If `directed`, the first of two workers sends to the
-    second; if not, the workers do collective operations. The backend "nccl" needs a separate CUDA
-    device for each worker.
+    Attributes:
+        ranks: Ranks of its workers.
+        backend: "gloo" or "nccl". "nccl" needs a separate CUDA device for each worker.
+        directed: Whether the group has two workers, of which the first sends to the second. The
+            workers of other groups do collective operations.
     """
 
     ranks: tuple[int, ...]
@@ -93,6 +93,8 @@ class Groups:
         )
         if self.apart:
             self._compare_clocks()
+        # All workers create and connect the groups in the same order. If two workers connected two
+        # groups in different orders, for example at their first use, they could hang.
         for name, group in self.groups.items():
             made: Any = dist.new_group(list(group.ranks), backend=group.backend, timeout=FOR_EVER)
             if self.rank in group.ranks:
@@ -100,11 +102,8 @@ class Groups:
                 self._connect(name, torch.zeros(1, device=self.carrier(name, device)))
 
     def _connect(self, name: str, number: Tensor) -> None:
-        """Make a group's connections by running one operation: a transfer or an all-reduce.
-
-        NCCL connects separately for transfers and for collective operations, and a group is used
-        only for one of the two.
-        """
+        # NCCL connects separately for transfers and for collective operations. A group is used
+        # only for one of the two.
         group, made = self.groups[name], self._made[name]
         if not group.directed:
             dist.all_reduce(number, group=made)
@@ -114,7 +113,6 @@ class Groups:
             dist.recv(number, group.ranks[0], group=made)
 
     def _compare_clocks(self) -> None:
-        """Set `ahead_s` by asking worker 0 for its time; of several answers, use the fastest."""
         clock_s = torch.zeros(1, dtype=torch.float64)
         if self.rank == 0:
             for other in range(1, self.workers):
@@ -122,7 +120,7 @@ class Groups:
                     dist.recv(clock_s, other)
                     dist.send(clock_s.fill_(perf_counter()), other)
             return
-        soonest_s = inf
+        soonest_s = inf  # the fastest answer gives the most exact result
         for _ in range(ASKED):
             asked_s = perf_counter()
             dist.send(clock_s, 0)
@@ -137,7 +135,10 @@ class Groups:
         return self._made[name]
 
     def carrier(self, name: str, device: torch.device) -> torch.device:
-        """Return the device for tensors of a group: the worker's device with NCCL, else the CPU."""
+        """Return the device that tensors must be on for the operations of a group.
+
+        This is `device`, the worker's own, for the backend "nccl", and the CPU for "gloo".
+        """
         return device if self.groups[name].backend == "nccl" else torch.device("cpu")
 
     def ranks(self, name: str) -> Sequence[int]:
@@ -145,7 +146,8 @@ class Groups:
         return self.groups[name].ranks
 
     def close(self) -> None:
-        """Destroy NCCL's groups, to avoid a warning. Keep gloo's groups: threads may use them."""
+        """Destroy the groups of NCCL at the end of the worker's process."""
+        # If NCCL's groups were left, torch would warn. Threads may still use gloo's groups.
         for name, made in self._made.items():
             if self.groups[name].backend == "nccl":
                 dist.destroy_process_group(made)

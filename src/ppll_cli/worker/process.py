@@ -89,7 +89,6 @@ def _set_up(job: Job, seat: Seat) -> None:
 
 
 def _stay_with_parent(links: Links, memory: Memory) -> None:
-    """Record a sign of life every second; exit when the parent process has ended."""
     parent = parent_process()
     assert parent is not None
     while not wait([parent.sentinel], timeout=BEAT_S):
@@ -102,11 +101,8 @@ def _stay_with_parent(links: Links, memory: Memory) -> None:
 
 
 def is_final(error: BaseException) -> bool:
-    """Return whether a restarted worker would raise the same error again.
-
-    A `RunFailedError` comes from a data loader. A restarted worker starts new loaders, so it may
-    well succeed.
-    """
+    """Return whether a restarted worker would raise the same error again."""
+    # A `RunFailedError` comes from a data loader. A restarted worker starts new loaders.
     return isinstance(error, PpllError) and not isinstance(error, RunFailedError)
 
 

@@ -1,9 +1,8 @@
 """Snapshots of a stage's state in shared memory, from which a restarted worker continues.
 
-A snapshot has the tensors of a checkpoint, and the worker's `Progress`. Snapshots fill two buffers
-alternately, so the previous snapshot remains if a worker dies while it writes. A small file, which
-is replaced atomically, says which buffer has the latest snapshot. The buffers are reused, because
-allocating memory takes longer than copying.
+A snapshot has the tensors of a checkpoint, and the worker's `Progress`. There are two buffers for
+tensors, which snapshots fill alternately. So the previous snapshot remains if a worker dies while
+it writes. The file `last` says which buffer has the latest snapshot; it is replaced atomically.
 """
 
 import os
@@ -36,15 +35,17 @@ from ppll_cli.worker.sums import Sums
 class Progress:
     """A worker's position in the run, and its measurements so far.
 
-    The measurements (`totals` and the attributes after it) are set only when a snapshot is taken.
+    Only the position is always up to date. `totals`, `trace`, `peak` and `seconds` are set when a
+    snapshot is taken.
 
     Attributes:
         items: Number of batches and marks that the worker has handled.
-        trained: Number of training batches among these items.
+        trained: Number of training batches that the worker has handled.
         reported: Number of optimizer steps at the last report of training.
-        training: Whether the time of training was being measured (see `Worker._end_training`).
+        training: Whether the worker was measuring the time of training.
+        totals: Counts and times of the steady state.
         trace: The traced spans; empty until the trace is complete.
-        peak: What `Memory.peak` and `Memory.reserved` return: peak memory in bytes, or None.
+        peak: Results of `Memory.peak` and `Memory.reserved`, in bytes or None.
         seconds: Seconds of each split that are not reported yet.
     """
 
@@ -60,37 +61,27 @@ class Progress:
 
 @dataclass(frozen=True)
 class _State:
-    """What the small file of a snapshot holds.
-
-    Attributes:
-        buffer: Index of the buffer with the tensors.
-        sums: For each chunk, its losses and metrics that are not reported yet, by split.
-        norms: For each chunk, the squared gradient norm of its last step.
-        sent: For each outgoing channel, the numbers of messages and bytes sent.
-        received: For each incoming channel, the number of messages received.
-        random: States of the random generators of Python, NumPy and torch, for a user's own code.
-        progress: The worker's progress, without the trace.
-    """
-
-    buffer: int
+    buffer: int  # index of the buffer with the tensors
     layout: Layout
-    sums: Mapping[int, Mapping[str, Sums]]
-    norms: Mapping[int, Tensor | None]
-    sent: Mapping[Channel, tuple[int, int]]
-    received: Mapping[Channel, int]
-    random: tuple[dict[str, Any], Tensor]
-    progress: Progress
+    sums: Mapping[int, Mapping[str, Sums]]  # losses and metrics not reported yet, by chunk
+    norms: Mapping[int, Tensor | None]  # squared gradient norm of the last step, by chunk
+    sent: Mapping[Channel, tuple[int, int]]  # numbers of messages and bytes
+    received: Mapping[Channel, int]  # number of messages
+    random: tuple[dict[str, Any], Tensor]  # for a user's own code
+    progress: Progress  # without the trace
     trace: bytes
 
 
 class Snapshots:
-    """Writes and reads the snapshots of one worker, in its folder in shared memory.
+    """Writes and reads the snapshots of one worker, in a folder in shared memory.
 
     Args:
-        most: A snapshot is due when a channel of the stage has carried `most` messages since the
-            last snapshot. The channels keep these messages for a restart (see `Job.kept`).
-        fixed: If False, snapshots are taken after fewer messages than `most`, as long as they take
-            little of the time (see `messages_between`).
+        folder: The worker's folder.
+        most: A snapshot is due at the latest when a channel has carried `most` messages since the
+            last snapshot. The channel keeps these messages for a restart (see `Job.kept`).
+        fixed: Whether a snapshot is due only then. If not, snapshots may be more frequent, as long
+            as they take little of the time (see `messages_between`).
+        links: Has the channels of the stage.
     """
 
     def __init__(self, folder: str, most: int, fixed: bool, links: Links) -> None:
@@ -122,7 +113,7 @@ class Snapshots:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Measure how long a snapshot takes, including the wait for the device."""
+        """Measure the time of the snapshot in the `with` block, to choose when the next is due."""
         messages, began_s = self._since_last(), perf_counter()
         yield
         before_s, self._ended_s = self._ended_s, perf_counter()
@@ -167,16 +158,15 @@ class Snapshots:
             receiver.free()
 
     def _pickled(self, trace: list[Span]) -> bytes:
-        """Return a trace in bytes. It can be long, so it is pickled only if it has changed."""
-        if trace is not self._trace:
+        if trace is not self._trace:  # a trace can be long, so do not pickle it again
             self._trace = trace
             self._pickled_trace = pickle.dumps(trace, pickle.HIGHEST_PROTOCOL)
         return self._pickled_trace
 
     def load(self, chunks: Mapping[int, HeldChunk]) -> Progress | None:
-        """Restore networks and channels from the latest snapshot, and return the worker's progress.
+        """Restore chunks and channels from the latest snapshot, and return the worker's progress.
 
-        Return None if there is no snapshot. Then the worker starts like a new one.
+        If there is no snapshot, do nothing and return None.
         """
         if not self._file.exists():
             return None
@@ -210,14 +200,12 @@ def _on(sums: Mapping[str, Sums], device: torch.device) -> dict[str, Sums]:
 
 
 class _Buffer:
-    """A file in shared memory, which grows with the tensors that fill it."""
-
     def __init__(self, path: Path) -> None:
         self._path = path
+        # Reused by later snapshots, because allocating memory takes longer than copying.
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     def fill(self, tensors: Mapping[str, Tensor]) -> Layout:
-        """Copy tensors into the buffer, and return their layout."""
         layout = layout_of(tensors)
         size = layout_bytes(layout)
         if size > self._memory.numel():

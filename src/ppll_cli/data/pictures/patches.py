@@ -26,7 +26,10 @@ if TYPE_CHECKING:  # the data set imports this file
 
 
 class PatchBatches(SplitBatches[Files, PictureSplit]):
-    """Makes batches of patches or tiles, and copies only these to the device."""
+    """Makes batches of patches for training, and batches of tiles for evaluation.
+
+    Whole pictures stay on the CPU; only patches and tiles are copied to the device.
+    """
 
     dataset: "PictureDataset"
 
@@ -57,7 +60,9 @@ class PatchBatches(SplitBatches[Files, PictureSplit]):
         return self._named(low, high, torch.empty(count, 0), torch.empty(count, 0))
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
-        """Make a batch of one tile, because tiles have different shapes; `size` must be 1.
+        """Make a batch of the tile with number `batch`.
+
+        `size`, the number of tiles, must be 1, because tiles have different shapes.
 
         Returns:
             A dictionary with the small tile [1, 3, H, W] and the large tile [1, 3, sH, sW], float32
@@ -105,18 +110,13 @@ def as_images(pictures: Sequence[Bytes], device: torch.device) -> Tensor:
 
 
 def _turned(patch: Bytes, turn: int) -> Bytes:
-    """Mirror and rotate a square in one of eight ways; 0 leaves it unchanged."""
     patch = np.rot90(patch, turn % 4)
     return patch[:, ::-1] if turn >= 4 else patch
 
 
 def _evaluated(span: Span, side: int, scale: int, border: int) -> tuple[int, int]:
-    """Return the first evaluated row (or column) of a tile, and the one after the last.
-
-    They are in pixels of the large picture, and relative to the tile. Pixels less than `border`
-    from the picture's edge are not evaluated. `span` describes the tile's rows (or columns), and
-    `side` is the height (or width) of the picture; both are in pixels of the small picture.
-    """
+    # `span` and `side` count pixels of the small picture; `border` and the result count those of
+    # the large one. The result is relative to the tile.
     first = max(scale * span.first, border)
     behind = min(scale * span.behind, scale * side - border)
     return first - scale * span.start, behind - scale * span.start

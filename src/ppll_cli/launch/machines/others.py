@@ -39,7 +39,10 @@ class Seen:
     done: Report | None = None
 
     def failure(self, job: Job, error: str) -> Report:
-        """Return a report of this worker's failure, which the worker itself could not send."""
+        """Return a report that says that this worker failed with the text `error`.
+
+        A launcher makes it if the worker itself cannot report: it died, hangs, or is unreachable.
+        """
         doing, item = self.pulse.texts()
         return {
             "kind": "failed",
@@ -54,9 +57,10 @@ class Seen:
 
 
 class Leader:
-    """The part of the leader (see the module) that communicates with the followers.
+    """Communicates with the launchers of other machines, for the launcher of machine 0.
 
-    `stop` is the flag that stops this machine's workers. `away` has the workers of other machines.
+    `stop` is the flag that stops this machine's workers. The attribute `away` has the workers of
+    other machines.
     """
 
     def __init__(self, fleet: Fleet, job: Job, stop: StopFlag) -> None:
@@ -66,11 +70,17 @@ class Leader:
         self._waiting: dict[Seat, deque[tuple[Report, Event | None]]] = defaultdict(deque)
 
     def pass_on(self, report: Report) -> bool:
-        """Do nothing, and return False: the leader handles the reports of its workers itself."""
+        """Return False: machine 0's launcher handles the reports of its own workers.
+
+        `Follower.pass_on` sends the report to machine 0, and returns True.
+        """
         return False
 
     def handle_messages(self, handle: Callable[[Seen, Report], None]) -> Iterator[Report]:
         """Handle the messages of other machines, and yield a report of each failure.
+
+        `handle` is called with each other report of a worker. A report about a saved file waits
+        until the file has arrived.
 
         Raises:
             RunFailedError: A launcher on another machine, or a transfer of files, failed.
@@ -106,11 +116,15 @@ class Leader:
             yield self._gone(*silent)
 
     def verdict(self, failures: list[Report], handle: Callable[[Seen, Report], None]) -> Report:
-        """Wait for failures on other machines, and return the cause of all failures.
+        """Wait for failures on other machines, and return the most likely cause of all failures.
+
+        Args:
+            failures: The failures known so far; later ones are added.
+            handle: See `handle_messages`.
 
         Raises:
-            RunFailedError: Another launcher failed, and caused all `failures`, which are lost
-                connections.
+            RunFailedError: A launcher or a transfer of files failed, and all `failures` are only
+                lost connections.
         """
         until_s = time.monotonic() + HEARING_S
         while time.monotonic() < until_s and not any(map(_raised_nothing, failures)):
@@ -129,10 +143,6 @@ class Leader:
         self._fleet.tell({"kind": "end of job", "signal": signal})
 
     def _arrival(self, machine: int, report: Report) -> Event | None:
-        """If a report announces a file, start to receive it.
-
-        Return an event that is set when the file is complete; None if no file will come.
-        """
         parcels = self._fleet.parcels.get(machine)
         if parcels is None or report["kind"] != "saved":
             return None
@@ -140,7 +150,6 @@ class Leader:
         return parcels.take(report["file"], folder)
 
     def _handle_arrived(self, seen: Seen, handle: Callable[[Seen, Report], None]) -> None:
-        """Handle a worker's reports in order; stop at a report whose file has not arrived yet."""
         waiting = self._waiting[seen.seat]
         while waiting and ((there := waiting[0][1]) is None or there.is_set()):
             handle(seen, waiting.popleft()[0])
@@ -152,10 +161,10 @@ class Leader:
 
 
 class Follower:
-    """The part of a follower (see the module) that communicates with the leader.
+    """Communicates with machine 0's launcher, for the launcher of another machine.
 
-    `ended` is the leader's message that ends the job; None before. `away` is empty, because only
-    the leader watches workers of other machines.
+    `ended` is machine 0's message that the job has ended; None before. `away` is empty, because
+    only machine 0 watches workers of other machines.
     """
 
     def __init__(self, fleet: Fleet, job: Job, stop: StopFlag) -> None:
@@ -171,9 +180,9 @@ class Follower:
         return None if self.ended is None else self.ended["signal"]
 
     def pass_on(self, report: Report) -> bool:
-        """Send a report to machine 0. If it reports a file that machine 0 lacks, send the file too.
+        """Send a report to machine 0, and return True: machine 0's launcher handles the report.
 
-        Return True: machine 0's launcher handles the report.
+        If the report is about a saved file that machine 0 cannot read, the file is sent too.
         """
         self._fleet.tell({"kind": "report", "report": spelled(report)})
         if report["kind"] == "saved" and (parcels := self._fleet.parcels.get(0)):
@@ -192,12 +201,15 @@ class Follower:
             self._fleet.tell({"kind": "looks", "looks": looks})
 
     def handle_messages(self, handle: Callable[[Seen, Report], None]) -> list[Report]:
-        """Set `ended` if machine 0 has ended the job. Return an empty list: failures are raised.
+        """Read the messages of machine 0, and set `ended` if one of them ends the job.
+
+        The result is always empty. `Leader.handle_messages` returns failures; here a failure is
+        raised. `handle` is not used.
 
         Raises:
             WorkerFailedError: A worker failed on some machine.
             RunFailedError: Something else failed, or machine 0 gives no sign of life.
-            Interrupted: A second signal to stop came to machine 0.
+            Interrupted: Machine 0's launcher got a second signal to stop, for example by Ctrl-C.
         """
         for message in iter(self._fleet.hear, None):
             if message["kind"] == "failed":
@@ -213,12 +225,13 @@ class Follower:
     def verdict(self, failures: list[Report], handle: Callable[[Seen, Report], None]) -> Report:
         """Report failures to machine 0, and wait until it names the cause of all failures.
 
-        If machine 0 names no cause in time, return the most likely cause among `failures`.
+        The cause is raised. If machine 0 names none in time, return the most likely cause among
+        `failures`. `handle` is not used.
 
         Raises:
             WorkerFailedError: Machine 0 names the failure of a worker.
             RunFailedError: Machine 0 names another cause, or gives no sign of life.
-            Interrupted: A second signal to stop came to machine 0.
+            Interrupted: Machine 0's launcher got a second signal to stop, for example by Ctrl-C.
         """
         for failure in failures:
             self.pass_on(failure)
@@ -232,13 +245,13 @@ class Follower:
 def cause(failures: Sequence[Report]) -> Report:
     """Return the failure that probably caused all others.
 
-    The most likely cause is a failure without an exception: a worker died or hangs. The least
-    likely cause is a lost connection, because a connection is lost when the worker at its other end
-    fails. Among failures of the same kind, the earliest is returned. Times do not decide between
-    different kinds, because the clocks of machines differ.
+    This is, if there is one, a worker that died or hangs; else an exception; else a lost
+    connection. Among failures of the same kind, it is the earliest.
     """
 
     def order(failure: Report) -> tuple[bool, bool, float]:
+        # A connection is lost when the worker at its other end fails. The time comes last, because
+        # the clocks of machines differ.
         return not _raised_nothing(failure), _lost_connection(failure), failure["time"]
 
     return min(failures, key=order)
