@@ -224,7 +224,7 @@ class JournalReceiver(_End):
     def go_back(self, position: int) -> None:
         """Continue with message number `position`, after a restart from a snapshot.
 
-        Earlier messages are freed, because they were received before the snapshot.
+        Earlier messages are freed: the receiver's snapshot contains what it computed from them.
         """
         self.position = self._released = position
         self.free()

@@ -73,7 +73,10 @@ class Order:
         """Make work that the receiver queues after this call wait until the slot is filled."""
 
     def give_back(self, slot: int) -> bytes:
-        """Free the slot after all work that is queued so far. Return bytes for `learn`."""
+        """Free the slot when the device has done all work that is queued before this call.
+
+        Return bytes that the sender's `learn` needs.
+        """
         return b""
 
 

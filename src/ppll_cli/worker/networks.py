@@ -47,7 +47,7 @@ class Networks:
         exports: The module's exports and their networks; empty if no module ends here.
         criterion: The module's loss with its auxiliary network; None if no module ends here.
         optimizer: The optimizer of all parameters; None if there are no parameters.
-        versions: Recent weights of each unit whose weights an earlier module's loss reads, by the
+        versions: Recent weights of those units that the losses of earlier modules read, by the
             unit's index in the model.
         ema: Averages of the units' weights; None if the run keeps none.
         averaged: Whether the units compute with the averages in `ema` now.

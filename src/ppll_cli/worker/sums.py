@@ -19,7 +19,8 @@ class Sums:
 
     Attributes:
         loss: Sum of the losses of all samples, a scalar.
-        samples: Number of samples; in a result of `over`, a scalar tensor on the device.
+        samples: Number of samples; a scalar tensor on the device if the method `over` made this
+            object.
         measures: Results of the task's `measure`, [n, columns] each, in the order of the batches.
     """
 
