@@ -38,16 +38,9 @@ def summarise(
     A run has several parts if it was resumed. Speeds and fractions of time come from the current
     part, and from earlier parts with the same devices and settings (`parts.Conditions`).
 
-    Args:
-        choices: Names of the chosen schedule, model, data and local method.
-        prepared: The job, and facts that were found while it was prepared.
-        metrics: Losses and metrics so far.
-        parts: The current part and the earlier parts.
-        restarts: Restarts of workers so far.
-        reports: Last report of each worker; empty if the run failed or has not begun.
-        status: Status of the run, such as "completed".
-        seconds: Time since the workers began to train in the current part, including evaluations
-            and checkpoints.
+    `choices` has the chosen option of each group. `reports` has the last report of each worker; it
+    is empty if the run failed or has not begun. `seconds` is the time since the workers began to
+    train in the current part, including evaluations and checkpoints.
     """
     job = prepared.job
     course, settings = job.course, job.settings
