@@ -227,6 +227,20 @@ def test_detection_over_three_seeds_is_the_measured_one() -> None:
             assert gap.strip() == ("" if method == "bp" else difference(found, bp, "ap", ".3f"))
 
 
+def test_detection_with_more_scenes_is_the_measured_one() -> None:
+    page = (DOCS / "benchmarks" / "beyond.md").read_text().partition("## Super-resolution")[0]
+    lines = re.findall(r"^\| ([\d,]+) \| (.+) \| (\d+%) \|$", page, re.MULTILINE)
+    files = {"3,000": "beyond.json", "12,000": "beyond-4.json", "24,000": "beyond-8.json"}
+    assert [scenes for scenes, *_ in lines] == [*files]
+    for scenes, cells, ratio in lines:
+        rows = results_of(files[scenes])
+        found = [rows[f"detection {method} trained"] for method in ("bp", "manpp 4")]
+        shown = [f"{row[metric]:.3f}" for row in found for metric in ("ap", "ap50")]
+        assert cells.split(" | ") == shown
+        bp, manpp = (row["ap"] for row in found)
+        assert ratio == f"{manpp / bp:.0%}"
+
+
 def seeds_of(rows: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     return [rows[f"{name} trained{end}"] for end in ("", " seed 1", " seed 2")]
 
