@@ -13,10 +13,13 @@ Metrics are measured under `schedule=ll`, whose weights are bit-identical to tho
 several runs at the same time. Speed and memory are measured in short runs, one at a time: local
 methods on two stages with one thread per worker, `bp` in one worker with one thread and with all
 threads. The benchmark takes about two hours on two cores, and more with several `--seeds`;
-`--length 0.1` trains on a tenth of the samples, and `--length 4` on four times as many.
+`--length 0.1` trains on a tenth of the samples, and `--length 4` on four times as many. `--set
+epochs=24` replaces a setting of all rows. Results with other lengths or settings have files of
+their own.
 """
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,6 +60,28 @@ SPEED_STEPS = 40
 
 
 @dataclass(frozen=True)
+class Variant:
+    """How the trainings of a table differ from the usual ones.
+
+    Attributes:
+        length: Multiplies the samples per epoch.
+        settings: Overrides for all rows. They replace overrides with the same key.
+    """
+
+    length: float = 1
+    settings: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the files with the results."""
+        length = [] if self.length == 1 else [f"{self.length:g}"]
+        return re.sub(r"[^\w.]+", "-", "-".join(["beyond", *length, *self.settings]))
+
+
+USUAL = Variant()
+
+
+@dataclass(frozen=True)
 class Case:
     """A model, its data, and the length of training.
 
@@ -84,15 +109,17 @@ class Case:
     reference: tuple[str, Mapping[str, str]] | None = None
     brief: tuple[str, ...] = ("data.eval_limit=1",)
 
-    def budget(self, length: float = 1, seed: int = 0) -> tuple[str, ...]:
-        """Return the overrides that all rows share; `length` multiplies the samples per epoch."""
+    def budget(self, variant: Variant = USUAL, seed: int = 0) -> tuple[str, ...]:
+        """Return the overrides that all rows of a variant share."""
         key, samples = self.length
-        return (
-            f"seed={seed}",
-            *COMMON,
-            *self.overrides,
-            f"{key}={round(samples * length)}",
-        )
+        length = f"{key}={round(samples * variant.length)}"
+        usual = (f"seed={seed}", *COMMON, *self.overrides, length)
+        replaced = {_key(override) for override in variant.settings}
+        return (*(each for each in usual if _key(each) not in replaced), *variant.settings)
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0]
 
 
 def super_resolution(scale: int, patch: int) -> Case:
@@ -149,7 +176,7 @@ class Row:
     speed: Trial
 
 
-def rows(name: str, length: float = 1, seeds: Sequence[int] = (0,)) -> list[Row]:
+def rows(name: str, variant: Variant = USUAL, seeds: Sequence[int] = (0,)) -> list[Row]:
     """Return the rows of a case: back-propagation, and each method with each number of modules."""
     case = CASES[name]
 
@@ -157,29 +184,29 @@ def rows(name: str, length: float = 1, seeds: Sequence[int] = (0,)) -> list[Row]
         return tuple(
             Trial(
                 f"{name} {label} trained" + (f" seed {seed}" if seed else ""),
-                (*case.budget(length, seed), *overrides),
+                (*case.budget(variant, seed), *overrides),
             )
             for seed in seeds
         )
 
     bp = trained("bp", "schedule=bp", "gpus=1", "threads=1")
-    found = [Row("bp", 1, bp, schedules(name, length)["bp"])]
+    found = [Row("bp", 1, bp, schedules(name, variant)["bp"])]
     for modules in case.cuts:
         for method in case.methods:
             local = _local(name, method, modules)
             label = f"{_same(name, method, modules)} {modules}"
             learning = trained(label, "schedule=ll", "gpus=1", "threads=1", *local)
-            speed = (*_brief(name, case.budget(length)), "schedule=ppll", *TWO_STAGES, *local)
+            speed = (*_brief(name, case.budget(variant)), "schedule=ppll", *TWO_STAGES, *local)
             found.append(Row(method, modules, learning, Trial(f"{name} {label} speed", speed)))
     return found
 
 
-def schedules(name: str, length: float = 1) -> dict[str, Trial]:
+def schedules(name: str, variant: Variant = USUAL) -> dict[str, Trial]:
     """Return the run that measures the speed of each schedule, by name.
 
     `ll` and `ppll` use fba on, with two modules.
     """
-    brief = _brief(name, CASES[name].budget(length))
+    brief = _brief(name, CASES[name].budget(variant))
     one = ("gpus=1", "threads=1")
     local = _local(name, "fba on", 2)
     chosen = {
@@ -216,12 +243,15 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--length", type=float, default=1.0, help="multiplies the samples of each training"
     )
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of all rows"
+    )
     add_options(parser, EVERY, NUMBERS, seeds=[0])
     options = parser.parse_args(arguments)
     console = Console()
-    benchmark = "beyond" if options.length == 1 else f"beyond-{options.length:g}"
-    trials = Trials(benchmark, console.print)
-    every = {name: rows(name, options.length, options.seeds) for name in CASES}
+    variant = Variant(options.length, tuple(options.set))
+    trials = Trials(variant.name, console.print)
+    every = {name: rows(name, variant, options.seeds) for name in CASES}
     modules = (1, *options.modules)
     lines = {
         name: [
@@ -234,11 +264,11 @@ def main(arguments: Sequence[str]) -> None:
         trials.train(trained, results_of, options.jobs)
     if options.skip != "speed":
         for name, each in lines.items():
-            speeds = schedules(name, options.length).values()
+            speeds = schedules(name, variant).values()
             trials.make([*(row.speed for row in each), *speeds], cost)
     begun = [n for n in CASES if n in options.case or any(_begun(trials, row) for row in every[n])]
-    text = "\n".join(markdown(trials, name, every[name], options.length) for name in begun)
-    (FOLDER / f"{benchmark}.md").write_text(text)
+    text = "\n".join(markdown(trials, name, every[name], variant) for name in begun)
+    (FOLDER / f"{variant.name}.md").write_text(text)
     console.print(text, markup=False)
 
 
@@ -246,7 +276,7 @@ def _begun(trials: Trials, row: Row) -> bool:
     return any(trials.find(trial) for trial in (*row.trained, row.speed))
 
 
-def markdown(trials: Trials, name: str, lines: Sequence[Row], length: float) -> str:
+def markdown(trials: Trials, name: str, lines: Sequence[Row], variant: Variant) -> str:
     """Return the two tables of a case with all results so far, in Markdown."""
     case = CASES[name]
     bp = [trials.find(trial) for trial in lines[0].trained]
@@ -259,7 +289,7 @@ def markdown(trials: Trials, name: str, lines: Sequence[Row], length: float) -> 
         label, keys = case.reference
         known = [{m: each[key] for m, key in keys.items()} if each else None for each in bp]
         cells.insert(0, [label, "", *_reached(case, known, bp), *[""] * 5])
-    found = {key: trials.find(trial) for key, trial in schedules(name, length).items()}
+    found = {key: trials.find(trial) for key, trial in schedules(name, variant).items()}
     speeds = [[key, *_pace(each)] for key, each in found.items()]
     by_schedule = table(["schedule", "samples/s", "bubble"], speeds)
     return f"## {case.title}\n\n{table(columns, cells)}\n{by_schedule}"

@@ -62,6 +62,11 @@ def test_one_launcher_needs_no_rendezvous(environment: dict[str, str]) -> None:
         ({**SRUN, "SLURM_STEP_NUM_TASKS": "4"}, "ntasks=4: starts several launchers on a machine"),
         ({k: v for k, v in SRUN.items() if k != "MASTER_PORT"}, "MASTER_PORT=: must be a port"),
         ({k: v for k, v in TORCHRUN.items() if k != "MASTER_ADDR"}, "MASTER_ADDR=: must name"),
+        (
+            {k: v for k, v in TORCHRUN.items() if k != "RANK"},
+            "RANK=: must be the number of this machine, from 0 to 2",
+        ),
+        ({**SRUN, "SLURM_PROCID": "2"}, "SLURM_PROCID=2: must be the number .* from 0 to 1"),
         ({**SRUN, "MASTER_PORT": "http"}, "MASTER_PORT=http: must be a port, from 1 to 65535"),
         ({**TORCHRUN, "MASTER_PORT": "65536"}, "MASTER_PORT=65536: must be a port"),
         (

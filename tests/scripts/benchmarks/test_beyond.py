@@ -83,10 +83,22 @@ def test_equal_trials_are_run_only_once(name: str) -> None:
 
 
 def test_a_short_benchmark_has_a_tenth_of_the_samples() -> None:
-    long, short = (beyond.CASES["x2"].budget(each) for each in (1, 0.1))
+    long, short = (beyond.CASES["x2"].budget(each) for each in (beyond.USUAL, beyond.Variant(0.1)))
     (differing,) = ((one, other) for one, other in zip(long, short, strict=True) if one != other)
     samples = [int(override.removeprefix("data.patches_per_epoch=")) for override in differing]
     assert samples[0] == 10 * samples[1]
+
+
+def test_settings_replace_those_of_all_rows() -> None:
+    variant = beyond.Variant(settings=("epochs=24", "precision=bf16"))
+    for row in beyond.rows("detection", variant):
+        for trial in (*row.trained, row.speed):
+            assert [each for each in trial.overrides if "epochs=" in each] == [
+                "optim.warmup_epochs=0",
+                "epochs=24",
+            ]
+            assert "precision=bf16" in trial.overrides
+    assert variant.name == "beyond-epochs-24-precision-bf16"
 
 
 @pytest.mark.parametrize("case", beyond.CASES.values(), ids=beyond.CASES)

@@ -58,13 +58,12 @@ class Rendezvous:
         given = environment.get
         problem = "starts several launchers on a machine, but a machine needs only one"
         if "TORCHELASTIC_RUN_ID" in environment:
-            local, rank, machines = given("LOCAL_WORLD_SIZE", "1"), given("RANK"), "WORLD_SIZE"
-            if local != "1":
+            number, count = "RANK", int(given("WORLD_SIZE", "1"))
+            if (local := given("LOCAL_WORLD_SIZE", "1")) != "1":
                 remedy = "give torchrun --nproc-per-node=1; gpus=N is the number of workers"
                 raise ConfigError("nproc-per-node", local, problem, remedy)
-            count = int(given(machines, "1"))
         elif "SLURM_STEP_NUM_TASKS" in environment:
-            count, rank = int(given("SLURM_STEP_NUM_TASKS", "1")), given("SLURM_PROCID")
+            number, count = "SLURM_PROCID", int(given("SLURM_STEP_NUM_TASKS", "1"))
             if count > int(given("SLURM_STEP_NUM_NODES", str(count))):
                 remedy = "give srun --ntasks-per-node=1; gpus=N is the number of workers"
                 raise ConfigError("ntasks", count, problem, remedy)
@@ -72,13 +71,17 @@ class Rendezvous:
             return None
         if count == 1:
             return None
+        rank = given(number, "")
+        if not (rank.isdecimal() and int(rank) < count):
+            wanted = f"must be the number of this machine, from 0 to {count - 1}"
+            raise ConfigError(number, rank, wanted, SEE)
         host, port = given("MASTER_ADDR", ""), given("MASTER_PORT", "")
         if not host:
             raise ConfigError("MASTER_ADDR", host, "must name the host at which machines meet", SEE)
         if not (port.isdecimal() and 0 < int(port) < 2**16):
             raise ConfigError("MASTER_PORT", port, "must be a port, from 1 to 65535", SEE)
         return cls(
-            rank=int(rank or 0),
+            rank=int(rank),
             machines=count,
             host=host,
             port=int(port),
