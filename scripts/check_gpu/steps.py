@@ -150,9 +150,16 @@ def numbers(check: Check) -> list[Step]:
     small = ["data=synthetic", "data.train_samples=256", "data.test_samples=64", few]
     small += ["batch_size=32", "eval_every=100", "schedule=ppll", "gpus=2"]
     bf16 = [*exact_base, *TWO, "precision=bf16"]
+    manpp = [*exact_base, *TWO, few, "local=manpp"]
+    # Options that no other step uses.
+    varied = ["optim.ema=0.99", "recompute=true", "data.mixup=0.2", "data.cutmix=1.0"]
     steps: list[Step] = [
         Train("bf16 ll", [*bf16, "schedule=ll"]),
         Train("bf16 ppll", [*bf16, "schedule=ppll", "gpus=2"]),
+        Train("manpp ll", [*manpp, "schedule=ll"]),
+        Train("manpp ppll", [*manpp, "schedule=ppll", "gpus=2"]),
+        Train("vit_blocks", [*base, *small, *varied, "local=vit_blocks", "model.drop_path=0.1"]),
+        Train("resnet32 and auglocal", [*base, *small, "model=resnet32", "local=auglocal"]),
         Train("resnet18 and dgl", [*base, *small, "model=resnet18", "local=dgl"]),
         Train("resnet32 and infopro", [*base, *small, "model=resnet32", "local=infopro"]),
         Train("predsim", [*base, *small, "local=predsim"]),
@@ -178,7 +185,10 @@ def numbers(check: Check) -> list[Step]:
 
 def equal_numbers(check: Check) -> list[Step]:
     """Return the comparisons of the runs of `numbers`."""
-    steps: list[Step] = [Equal("bf16: ll = ppll", "bf16 ll", "bf16 ppll")]
+    steps: list[Step] = [
+        Equal("bf16: ll = ppll", "bf16 ll", "bf16 ppll"),
+        Equal("manpp: ll = ppll", "manpp ll", "manpp ppll"),
+    ]
     if not check.quick:
         steps.append(Equal("compiled: ll = ppll", "compiled ll", "compiled ppll"))
     return steps
