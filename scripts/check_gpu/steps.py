@@ -199,9 +199,12 @@ def tests(check: Check) -> list[Step]:
     several = ["-n", str(usable_width(check.cuda))]
     log = "pytest.log"
     channels = ["tests/transport", "-k", "cuda or Cuda or device or pinned or channel"]
+    batches = ["tests/data", "tests/scripts/benchmarks/test_transport.py"]
+    batches += ["-k", "cuda or gpu or device"]
     return [
         Program("tests of runs", [*PYTEST, *several, "tests/launch/test_cuda.py"], 150.0, log),
         Program("tests of channels", [*PYTEST, *several, *channels], 110.0, log),
+        Program("tests of batches", [*PYTEST, *several, *batches], 90.0, log),
     ]
 
 
