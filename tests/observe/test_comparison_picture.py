@@ -1,5 +1,6 @@
 """Pictures of comparisons."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,16 @@ def figure_of_seeds(tmp_path_factory: pytest.TempPathFactory) -> Any:
             number += 1
     with pytest.MonkeyPatch.context() as monkeypatch:
         return drawn(folder, monkeypatch)
+
+
+def test_labels_of_ticks_do_not_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(3):
+        reached = 0.926 + 0.017 * seed
+        make(tmp_path / str(seed), "bp", accuracies=(0.5, reached), config={"seed": seed})
+    for axes in drawn(tmp_path, monkeypatch).axes[:3]:
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+        assert len(boxes) >= 2
+        assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
 
 
 def test_a_group_has_a_bar_with_a_deviation_and_a_point_for_each_run(figure_of_seeds: Any) -> None:

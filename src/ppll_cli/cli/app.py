@@ -216,6 +216,8 @@ def _raise_first(jobs: Jobs) -> None:
         raise Interrupted(signal.SIGTERM)
     if jobs.ends:  # Hydra's launcher ran these jobs in other processes
         problem = f"{len(jobs.ends)} of the sweep's jobs did not complete"
+        if jobs.ends[0] == "refused":
+            raise ConfigError("hydra.sweep.dir", jobs.folder, problem, "see the output of each job")
         log.error("ppll-run: %s", problem)
         raise RunFailedError(problem)
 

@@ -27,8 +27,8 @@ LABEL_WIDTH = 36
 LINE_INCHES, GAP_INCHES, BAR_INCHES = 0.145, 0.1, 0.17
 CURVES_INCHES = 2.6
 
-PANEL_INCHES, CHARACTER_INCHES = 1.95, 0.066
-"""Width of a panel without its labels, and width of a character in a panel."""
+PANEL_INCHES, CHARACTER_INCHES, TICK_INCHES = 1.95, 0.066, 0.45
+"""Width of a panel without its labels, and widths of a character and of a tick label in a panel."""
 
 MARK = "#333333"
 
@@ -160,6 +160,8 @@ def _values(
 ) -> None:
     texts = [cell(each.group, key, unit=unit, counted=False) or "unknown" for each in shown]
     share = min(0.65, max(map(len, texts)) * CHARACTER_INCHES / PANEL_INCHES)
+    room = (1 - share) * PANEL_INCHES
+    axes.locator_params(axis="x", nbins=max(1, int(room / TICK_INCHES)))
     low, high = axes.get_xlim()
     axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= high])
     axes.set_xlim(low, low + (high - low) / (1 - share))  # makes room for the texts
@@ -245,7 +247,9 @@ def _curves(axes: "Axes", shown: Sequence[Drawn], comparison: Comparison) -> int
         axes.set_xlim(left=0)
         if comparison.target is not None:
             line = axes.axhline(comparison.target, color="#999999", linewidth=0.8, zorder=0)
-            entries[f"{comparison.target:.4g}, which all completed runs reached"] = line
+            starred = any(row.unequal for row in comparison.rows)
+            who = "all completed runs" + (" without *" if starred else "")
+            entries[f"{comparison.target:.4g}, which {who} reached"] = line
     columns = 1 if few else COLUMNS
     axes.figure.legend(  # below the panels, where it hides no curve
         list(entries.values()),
