@@ -172,7 +172,8 @@ def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
 
 def _seconds(job: Job, number: int, profile: Source, split: bool) -> dict[type, float]:
     chunk = job.layout.chunks[number]
-    # A module's inputs get no gradients, so the backward pass of its first unit is cheaper.
+    # Under local learning, the inputs of a module get no gradients, so the backward pass of its
+    # first unit is cheaper.
     starts = job.layout.modules[chunk.module].start == chunk.units.start
     first = chunk.units.start if starts and job.local_learning else None
     units = [profile.unit(index, index == first) for index in chunk.units]
