@@ -44,7 +44,7 @@ def only_started(folder: Path) -> bool:
     """
     paths = list(folder.iterdir())
     names = {path.name for path in paths}
-    # Without the log, another program has made `.hydra`. A run that starts makes no links.
+    # If `.hydra` is there without the log, another program has made it. A run makes no links.
     ours = not names or (LOG_FILE in names and names <= STARTED)
     return ours and not any(path.is_symlink() for path in paths)
 

@@ -63,8 +63,8 @@ def instruction_times(
     stream, times = job.training(stage, len(sizes)), Times()
     split = any(isinstance(instruction, BackwardInput) for instruction in stream)
     parts = {n: _seconds(job, n, profile, split) for n in job.layout.of(stage)}
-    # Receiving takes no time, because stages read messages in place. Loading a batch takes no time,
-    # because a separate thread loads it.
+    # Receiving counts as no time, because stages usually read messages in place. Loading a batch
+    # counts as no time, because a separate thread loads it.
     for instruction in stream:
         match instruction:
             case Forward() | Loss() | Backward() | BackwardInput() | BackwardWeight():
