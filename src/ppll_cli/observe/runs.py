@@ -44,7 +44,8 @@ def only_started(folder: Path) -> bool:
     """
     paths = list(folder.iterdir())
     names = {path.name for path in paths}
-    # If `.hydra` is there without the log, another program has made it. A run makes no links.
+    # If `.hydra` is there without the log, another program has made it. A run makes no links
+    # before its training.
     ours = not names or (LOG_FILE in names and names <= STARTED)
     return ours and not any(path.is_symlink() for path in paths)
 
