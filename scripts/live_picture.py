@@ -84,7 +84,7 @@ def record(command: Sequence[str], columns: int) -> tuple[int, Screen, str]:
     ) as program:
         os.close(theirs)
         written = _read(ours, time.monotonic() + LIMIT_S)
-        os.close(ours)  # a program that still writes after the limit gets SIGHUP
+        os.close(ours)  # if the program still runs after the limit, its writes fail from now on
         status = program.wait()
     screen = Screen()
     screen.feed(written)
@@ -135,7 +135,8 @@ def main(arguments: Sequence[str]) -> int:
     status, screen, written = record(command, options.columns)
     if status or not screen.frames:
         sys.stderr.write(
-            f"{written}\nthe run ended with status {status}; live displays: {len(screen.frames)}\n"
+            f"{written}\nthe run ended with status {status} and showed {len(screen.frames)} "
+            "complete live displays\n"
         )
         return 1
     title = " ".join(["ppll-run", *options.overrides])

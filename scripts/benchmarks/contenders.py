@@ -156,7 +156,7 @@ class Case:
         if name in TORCH and on_gpus and len(set(self.devices)) < self.gpus:
             return "NCCL refuses two ranks on one GPU"
         if name == "ddp" and batch_size % self.gpus:
-            return f"a batch of {batch_size} cannot be shared evenly"
+            return f"a batch of {batch_size} cannot be shared evenly by {self.gpus} ranks"
         if name == "torch_zero_bubble_m4" and len(self.job("ppll").features[0].shape) == 3:
             return "torch's split backward fails for views, and feature maps are sent as views"
         return None

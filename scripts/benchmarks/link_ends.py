@@ -117,7 +117,7 @@ def main(arguments: Sequence[str]) -> None:
     if rank == "0":
         sys.stdout.write(f"{json.dumps(found)}\n")
         sys.stdout.flush()
-    os._exit(0)  # a normal exit would wait for threads of channels, which wait for messages
+    os._exit(0)  # a normal exit could hang, because threads of channels still wait for messages
 
 
 if __name__ == "__main__":

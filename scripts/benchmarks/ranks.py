@@ -123,7 +123,7 @@ class Ranks:
                     until = min(until, perf_counter() + LEAVE_S)
             if not ready:
                 break
-        silent = [f"rank {rank}: silent" for rank in ranks if rank not in answers]
+        silent = [f"rank {rank}: no answer" for rank in ranks if rank not in answers]
         failed = [f"rank {r}: {a.traceback}" for r, a in answers.items() if isinstance(a, _Failure)]
         if failed or silent:
             raise RunFailedError("\n".join([f"{self.name} failed", *failed, *silent]))

@@ -96,7 +96,7 @@ def main(arguments: Sequence[str]) -> None:
         said = "; ".join(outcomes[-1].notes) or "good"
         hit = ", ".join(map(str, plan.stages))
         console.print(
-            f"{plan.case}: {plan.number.name} of {hit}, {plan.moment} {plan.step}: {said}"
+            f"{plan.case}: {plan.number.name} to stage {hit}, {plan.moment} {plan.step}: {said}"
         )
     result = {"machine": machine(), "seed": options.seed, **summary(outcomes)}
     save(result, RESULT)

@@ -70,7 +70,7 @@ def predict(measured: Mapping[tuple[int, str], float]) -> Rows:
     for gpus, each in predicted.items():
         for schedule, row in each.items():
             found = row.prediction
-            if found is None:  # `interleaved` needs more units
+            if found is None:  # for example, `interleaved` needs more units
                 continue
             rows.append(
                 {

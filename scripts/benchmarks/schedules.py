@@ -85,7 +85,12 @@ def main(arguments: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--long", action="store_true", help="every row, for four times as long")
-    parser.add_argument("--gpus", type=int, nargs="+", help="numbers of stages (default 2)")
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        nargs="+",
+        help="numbers of stages (default: 2; with --long also 4, given four cores or GPUs)",
+    )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--rows", nargs="+", choices=LONG, help="only these rows")
     parser.add_argument("--local", default="greedy", help="local method of ll and ppll")

@@ -132,7 +132,7 @@ class Session:
             left += [f"{SHARED_MEMORY / name}" for name in _unused(self._before)]
             if not left or monotonic() > end_s:
                 return left
-            sleep(10 * LOOK_S)  # longer, because each check reads all of /proc
+            sleep(10 * LOOK_S)  # a longer pause, because each check reads all of /proc
 
 
 def ppll_run(*arguments: str) -> list[str]:

@@ -193,7 +193,7 @@ def _send(sender: Sender, tensor: Tensor) -> None:
 
 def _wait(end: Sender | Receiver) -> None:
     if not end.wait(LIMIT_S):
-        raise TimeoutError(f"no message from the other process for {LIMIT_S:g} s")
+        raise TimeoutError(f"no message, or no free slot, from the other process for {LIMIT_S:g} s")
 
 
 def _wait_for_word(connection: Connection) -> None:

@@ -58,7 +58,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="tiny models, to try the check itself")
     parser.add_argument("--limit", type=float, default=LIMIT_S, help="time limit in seconds (525)")
-    parser.add_argument("--patience", type=float, default=1.0, help="factor for each step's limit")
+    parser.add_argument(
+        "--patience", type=float, default=1.0, help="factor for the time limits of single steps (1)"
+    )
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the results")
     options = parser.parse_args(arguments)
     known = GROUPS.split(", ")

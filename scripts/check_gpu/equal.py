@@ -128,7 +128,8 @@ def endless(check: Check, name: str, overrides: Sequence[str]) -> Iterator[Sessi
     with check.session(name, command) as session:
         limit_s = check.limited(90.0)
         if sys.platform != "linux" or not session.wait_until(last.exists, limit_s, look_s=0.1):
-            raise SkippedError("no checkpoint in time", session.printed())
+            reason = "no checkpoint in time, or no /proc to find workers"
+            raise SkippedError(reason, session.printed())
         yield session
 
 
@@ -167,7 +168,7 @@ def compared(one: Path, other: Path) -> Outcome:
     ]
     return verdict(
         not different,
-        f"they differ in {different[:5]}",
+        f"they differ in {different[:5]}" if different else "",
         tensors=len(ours),
         different=len(different) or None,
         largest=max(gaps, default=None),

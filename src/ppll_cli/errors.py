@@ -90,8 +90,8 @@ class NonFiniteError(PpllError):
         where = "in the chunk that computes it"
         seen = "" if norm is None else f"; the largest gradient norm {where} is {norm:.3g}"
         super().__init__(
-            f"the loss of module {module} {when} is not finite{seen}; try a smaller optim.lr,"
-            " optim.warmup_epochs, optim.clip_norm=1, precision=fp32 if it is bf16, or"
+            f"the loss of module {module} {when} is not finite{seen}; try a smaller optim.lr, a"
+            " larger optim.warmup_epochs, optim.clip_norm=1, precision=fp32 if it is bf16, or"
             " optim.nonfinite=skip"
         )
 

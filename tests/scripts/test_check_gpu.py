@@ -192,9 +192,8 @@ def test_runs_are_compared_bit_for_bit(check: Check) -> None:
         return check.folder(name)
 
     one = write("one", a=torch.tensor([1.0, 2.0]), b=torch.zeros(2))
-    assert compared(one, write("the same", a=torch.tensor([1.0, 2.0]), b=torch.zeros(2))).state == (
-        "ok"
-    )
+    same = compared(one, write("the same", a=torch.tensor([1.0, 2.0]), b=torch.zeros(2)))
+    assert (same.state, same.output) == ("ok", "")
     other = compared(one, write("other", a=torch.tensor([1.0, 2.5]), b=torch.zeros(2)))
     assert other.state == "FAILED"
     assert other.facts["different"] == 1

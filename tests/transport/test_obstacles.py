@@ -117,7 +117,7 @@ def test_queue_is_refused_if_cuda_memory_cannot_be_shared(monkeypatch: pytest.Mo
         "cannot be shared; use transport=ring, or change this setting"
     )
     assert refusal("queue", QueueTransport(depth=1, ipc=False)) == (
-        "transport=queue: transport.ipc=false, so it shares no memory; use transport=ring, or "
+        "transport=queue: transport.ipc=false, so no CUDA memory is shared; use transport=ring, or "
         "change this setting"
     )
     alone = QueueTransport(depth=1)

@@ -132,7 +132,7 @@ def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> It
         yield (
             f"s to {comparison.metric} {comparison.target:.4g}: seconds of training and evaluation "
             f"until an evaluation reached {comparison.target:.4g}, the worst final value of all "
-            "completed runs that are comparable"
+            "completed runs that are comparable to most runs"
         )
     if not each:
         yield from _on_noise(groups)
@@ -154,7 +154,8 @@ def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> It
     for row in comparison.rows:
         if row.run.unread:
             files = " and ".join(row.run.unread)
-            yield f"{row.run.name} is not shown as it is: {files} cannot be read"
+            why = f"because {files} cannot be read"
+            yield f"{row.run.name} is shown with missing or wrong values, {why}"
         if row.run.error:
             yield f"{row.run.name} {row.run.status}: {row.run.error.splitlines()[0]}"
 

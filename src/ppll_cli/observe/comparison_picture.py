@@ -247,9 +247,9 @@ def _curves(axes: "Axes", shown: Sequence[Drawn], comparison: Comparison) -> int
         axes.set_xlim(left=0)
         if comparison.target is not None:
             line = axes.axhline(comparison.target, color="#999999", linewidth=0.8, zorder=0)
-            starred = any(row.unequal for row in comparison.rows)
-            who = "all completed runs" + (" without *" if starred else "")
-            entries[f"{comparison.target:.4g}, which {who} reached"] = line
+            starred = any(each.group.first.unequal for each in shown)
+            which = "comparable completed runs" if starred else "completed runs"
+            entries[f"{comparison.target:.4g}, which all {which} reached"] = line
     columns = 1 if few else COLUMNS
     axes.figure.legend(  # below the panels, where it hides no curve
         list(entries.values()),

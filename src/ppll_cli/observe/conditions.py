@@ -213,9 +213,9 @@ def settings(runs: Sequence[FoundRun]) -> dict[FoundRun, dict[str, str]]:
         group = key.partition(".")[0]
         options = [each.get(group) for each in chosen]
         values = [json.dumps(each.get(key)) for each in known]
-        # A key that only some of the options have differs only because of the option.
         differ = Counter(option for option, _ in {*zip(options, values, strict=True)})
         names_option = key.endswith("_target_") or key == f"{group}.name"
+        # A key that some options lack differs only because the runs have different options.
         everywhere = (
             not key.startswith("schedule.")
             and not names_option

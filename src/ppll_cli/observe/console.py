@@ -75,7 +75,7 @@ def _never_raises(
     @wraps(method)
     def shown(console: "Console", /, *args: P.args, **kwargs: P.kwargs) -> None:
         if not console.lost:
-            with only_warn(STOPPED):  # also if Rich exits, because a pipe is broken
+            with only_warn(STOPPED):  # catches SystemExit too: Rich exits if a pipe is broken
                 method(console, *args, **kwargs)
                 return
             console.lost = True
@@ -137,7 +137,7 @@ class Console:
                 redirect_stderr=sys.stderr.isatty(),
             )
             self._held.enter_context(live)
-            self._out.show_cursor(True)  # without this, Ctrl-Z would leave no cursor
+            self._out.show_cursor(True)  # Live hides it, so the shell would lack it after Ctrl-Z
             self._held.enter_context(_logs_above())
 
         @_never_raises
@@ -157,7 +157,7 @@ class Console:
     def _has_display(self) -> bool:
         moves = os.environ.get("TERM", "").lower() not in NO_CURSOR
         wide = RichConsole(file=self._out.file).width >= NARROWEST  # `_out` may have a fixed width
-        # Rich calls a file a terminal if FORCE_COLOR is set, as many build servers do.
+        # Rich takes a file for a terminal if FORCE_COLOR is set; many build servers set it.
         return _is_terminal(self._out) and moves and wide
 
     def close(self) -> None:
@@ -286,7 +286,8 @@ def _logs_above() -> Iterator[None]:
     moved: list[tuple[logging.StreamHandler[Any], Any]] = []
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream.isatty():
-            # Rich has replaced sys.stderr: its text appears above the live display.
+            # Rich has replaced sys.stderr: what is written to the new stream appears above the
+            # live display.
             moved.append((handler, handler.setStream(sys.stderr)))
     try:
         yield

@@ -31,7 +31,7 @@ def figure(path: Path, height: float) -> Iterator["Figure"]:
         OSError: The file cannot be written.
     """
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # suppresses notes on its caches
-    # The import fails if MPLBACKEND names an unknown backend, though no figure here uses it.
+    # The import fails if MPLBACKEND names an unknown backend. Figures here always use Agg.
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib

@@ -262,4 +262,5 @@ def _alike(known: Mapping[int, Conditions], one: int, other: int) -> bool:
 
 def _seed(row: Row) -> Hashable:
     found = seed(row.run)
-    return row.run.folder if found is None else found  # the folder counts as a seed of its own
+    # The folder stands for an unknown seed, so that it differs from the seeds of other runs.
+    return row.run.folder if found is None else found

@@ -44,7 +44,8 @@ def only_started(folder: Path) -> bool:
     """
     paths = list(folder.iterdir())
     names = {path.name for path in paths}
-    # Without the log, another program has made `.hydra`. A run that starts makes no links.
+    # If `.hydra` is there without the log, another program has made it. A run makes no links
+    # before its training.
     ours = not names or (LOG_FILE in names and names <= STARTED)
     return ours and not any(path.is_symlink() for path in paths)
 
@@ -146,7 +147,8 @@ def _inside(folder: Path) -> dict[Path, FoundRun]:
             inner[:] = [name for name in inner if not name.startswith(".")]
     for place, job in refused.items():
         run = found.setdefault(place, job)  # a job that was refused may have run later
-        if run.error is None and run.status != "completed":  # the job should have resumed the run
+        # If this run is not completed, the refused job would have resumed it.
+        if run.error is None and run.status != "completed":
             found[place] = replace(run, error=job.error)
     return found
 
@@ -174,7 +176,7 @@ def read_run(folder: Path) -> FoundRun | None:
     choices = config.pop("choices", None)
     if isinstance(choices, Mapping):
         named = {group: name for group, name in choices.items() if isinstance(name, str)}
-        config["choices"] = named  # without damaged options, which are no text
+        config["choices"] = named  # leaves out damaged options, which are not strings
     files = [folder / name for name in (CONFIG_FILE, SUMMARY_FILE, METRICS_FILE)]
     unread = [file.name for file in files if file.exists() and not os.access(file, os.R_OK)]
     recorded = "choices" in config or {"status", "schedule"} <= {*summary}

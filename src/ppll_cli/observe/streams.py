@@ -61,7 +61,8 @@ class Shown:
 
     def _give_up(self, failure: Exception) -> None:
         self.failure = failure
-        # When Python exits, it flushes the buffer: from now on to the null device, without errors.
+        # When Python exits, it flushes the buffer. After this change, the buffer goes to the null
+        # device, so that flushing causes no error.
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())

@@ -81,7 +81,7 @@ def picture(path: Path, traced: Traced) -> None:
     ]
     shown = {span.category for spans in drawn for span in spans}
     with figure(path, min(MOST_INCHES, 1.9 + LANE_INCHES * len(lanes))) as made:
-        from matplotlib.patches import Patch  # only `figure` may import matplotlib first
+        from matplotlib.patches import Patch  # after `figure`, which must import matplotlib first
 
         axes = made.add_subplot()
         for lane, spans in enumerate(drawn):

@@ -202,7 +202,8 @@ class Guarded:
         self._calls.put(None)
         self._thread.join(self._limit_s)
         if self._thread.is_alive():
-            self._lose(f"it has not finished {self._limit_s:g} s after the end")
+            late = f"it has not finished {self._limit_s:g} s after the end"
+            self._lose(late, "its last data may be missing")
             with suppress(Exception):
                 if abandon := getattr(self._tracker, "abandon", None):
                     abandon()
@@ -220,10 +221,10 @@ class Guarded:
                 log.debug("tracker=%s", self._name, exc_info=True)
             self._started.set()
 
-    def _lose(self, why: str) -> None:
+    def _lose(self, why: str, effect: str = "the run continues without it") -> None:
         if self._lost.acquire(blocking=False):
             said = " ".join(why.split())
-            log.warning("tracker=%s has failed: %s; the run continues without it", self._name, said)
+            log.warning("tracker=%s has failed: %s; %s", self._name, said, effect)
 
 
 def guarded(name: str, config: Mapping[str, Any]) -> Guarded:

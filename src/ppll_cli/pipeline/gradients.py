@@ -48,7 +48,7 @@ def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
             case do.Backward(chunk, _) | do.BackwardWeight(chunk, _):
                 before = stream[index - 1] if index else None
                 follows = isinstance(before, do.Loss) and before.chunk == chunk
-                # The loss completes the gradients of the auxiliary network.
+                # Before the loss, because it completes the auxiliary network's gradients.
                 starts[chunk] = index - 1 if follows else index
     begins = {index: chunk for chunk, index in starts.items()}
     found: Stream = []

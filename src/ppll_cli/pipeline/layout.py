@@ -124,6 +124,9 @@ def cut_at(names: Sequence[str], starts: Sequence[str], key: str) -> list[range]
     indices = [names.index(name) for name in starts]
     if any(here >= following for here, following in pairwise(indices)):
         raise ConfigError(
-            key, f"[{given}]", "the units must be in the model's order, each once", "reorder them"
+            key,
+            f"[{given}]",
+            "the units must be in the model's order, each once",
+            "reorder them, and name none twice",
         )
     return [range(a, b) for a, b in pairwise([0, *indices, len(names)])]

@@ -10,7 +10,7 @@ def mark(place: Place, what: do.Mark) -> Stream:
 
     Stages send the mark before they act on it, so all stages act on it in parallel.
     """
-    # A mark reaches a stage through the channel of its batches: the one to its lowest chunk.
+    # A mark reaches a stage, as batches do, through the channel to the stage's lowest chunk.
     layout = place.routes.layout
     lowest = [min(layout.of(stage)) for stage in range(layout.stages)]
     own = lowest[place.stage]

@@ -65,7 +65,7 @@ class _Channel(_Carrier):
     def __init__(self, slots: int, ahead: int) -> None:
         super().__init__()
         self.slots = slots
-        # Messages with their arrival times; `ahead` of them are sent before the first batch
+        # Messages with their arrival times. The first `ahead` are sent before the first batch.
         self.messages = deque([(Message("weights"), 0.0)] * ahead)
         self.free: deque[float] = deque([0.0] * (slots - ahead))  # when each slot became free
 
@@ -138,7 +138,7 @@ def _advance(
             if not free:
                 break
             start_s = max(start_s, free.popleft())
-        if isinstance(instruction, do.FinishAverage):  # its transfer comes before it
+        if isinstance(instruction, do.FinishAverage):  # its own transfer must end before it
             start_s = max(start_s, stage.averaged_s.pop(instruction.chunk))
             start_s = stage.replicas.carry(start_s, journeys(stage.number, instruction))
         end_s = start_s + cost(stage.number, instruction)

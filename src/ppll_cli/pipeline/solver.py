@@ -56,7 +56,7 @@ def balance(costs: Sequence[float], groups: int, sent: Sequence[float] = ()) -> 
             not used. If `sent` is empty, nothing is added.
     """
     sums = list(accumulate(costs, initial=0.0))
-    # Groups of equal cost must stay equal although the sums are rounded.
+    # Groups of equal cost must count as equal, although the sums are rounded.
     slack = 1e-9 * sums[-1]
     ends = [*(sent or [0.0] * len(costs)), 0.0]
     return solve(

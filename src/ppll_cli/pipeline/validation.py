@@ -56,12 +56,12 @@ def _checked(instructions: Iterable[_Kind], checker: "_Checker") -> list[_Kind]:
     most = MOST_PER_MICRO_BATCH * (len(place.chunks) + 1) * (place.microbatches + 1)
     if not isinstance(instructions, Iterable):  # a method without `yield`
         given = f"{checker.method}() returned {instructions!r} for stage {place.stage}"
-        raise ScheduleError(f"{given}, not instructions: yield them")
+        raise ScheduleError(f"{given} instead of instructions: the method must yield them")
     found = list(islice(instructions, most + 1))
     if len(found) > most:
         raise ScheduleError(
             f"stage {place.stage} has more than {most} instructions for a batch of "
-            f"{place.microbatches} micro-batch(es): check that its loops end"
+            f"{place.microbatches} micro-batch(es): check that the loops of {checker.method}() end"
         )
     for instruction in found:
         checker.check(instruction)

@@ -63,8 +63,8 @@ def instruction_times(
     stream, times = job.training(stage, len(sizes)), Times()
     split = any(isinstance(instruction, BackwardInput) for instruction in stream)
     parts = {n: _seconds(job, n, profile, split) for n in job.layout.of(stage)}
-    # Receiving takes no time, because stages read messages in place. Loading a batch takes no time,
-    # because a separate thread loads it.
+    # Receiving counts as no time, because stages usually read messages in place. Loading a batch
+    # counts as no time, because a separate thread loads it.
     for instruction in stream:
         match instruction:
             case Forward() | Loss() | Backward() | BackwardInput() | BackwardWeight():
@@ -172,7 +172,8 @@ def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
 
 def _seconds(job: Job, number: int, profile: Source, split: bool) -> dict[type, float]:
     chunk = job.layout.chunks[number]
-    # A module's inputs get no gradients, so the backward pass of its first unit is cheaper.
+    # Under local learning, the inputs of a module get no gradients, so the backward pass of its
+    # first unit is cheaper.
     starts = job.layout.modules[chunk.module].start == chunk.units.start
     first = chunk.units.start if starts and job.local_learning else None
     units = [profile.unit(index, index == first) for index in chunk.units]

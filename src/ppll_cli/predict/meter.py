@@ -96,7 +96,8 @@ def serve(device: str, numerics: Numerics, parent: Connection) -> None:
 
     A request is a pair: a number of CPU threads, and a function without arguments.
     """
-    # During a measurement, nobody notices that the pipe is closed.
+    # During a measurement, this loop does not read the pipe. So another thread has to notice that
+    # the parent has ended.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     on, ready = torch.device(device), False
     while True:

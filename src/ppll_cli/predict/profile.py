@@ -256,7 +256,8 @@ class Profile:
     def _add(self, key: str, record: Record) -> None:
         self._known[key] = record
         self._new = True
-        # If there are more threads than cores, they wait for one another in a run, too.
+        # With more threads than cores, the threads wait for one another in a run, too. So this
+        # does not count as a disturbance.
         self._disturbed |= self.meter.disturbed and self.setup.threads <= usable_cores()
 
     @cached_property

@@ -47,9 +47,10 @@ class _Bucket:
             flat.as_strided(parameter.shape, strides, start)
             for parameter, strides, start in zip(parameters, self._strides, starts, strict=True)
         ]
-        # After the gradients, the all-reduce sums counts: for each parameter, the replicas that
-        # have its gradient; at last, the replicas with a loss that is not finite. Filling a CUDA
-        # tensor does not make the host wait; creating a tensor from numbers does.
+        # After the gradients come counts, which the all-reduce sums too: for each parameter, the
+        # number of replicas that have its gradient; at the end, the number of replicas with a loss
+        # that is not finite. Filling a CUDA tensor does not make the host wait; creating a tensor
+        # from numbers does.
         self._counts = counts = flat[values:]
         counts[:-1].fill_(1.0)
         counts[-1:].fill_(float(nonfinite))
@@ -112,7 +113,8 @@ class Average:
             shared = shared or len(new[-1]) < len(learnt)
             seen.update(new[-1])
         # With three or more replicas, gloo's rounding depends on the contents of a bucket. Then
-        # each bucket has one unit's parameters: results must not depend on the units of a stage.
+        # no bucket mixes parameters of several units, because results must not depend on which
+        # units a stage has.
         if replicas.count == 2:
             new = [[*chain.from_iterable(new)]]
         self._buckets = [_Bucket(each) for own in new for each in _in_buckets(own)]
@@ -146,7 +148,8 @@ class Average:
         """
         counts = [bucket.wait() for bucket in self._buckets]
         lacking = [bucket.lacks for bucket in self._buckets]
-        # Reading counts makes the host wait for the device, so only these are read.
+        # Reading counts makes the host wait for the device, so they are read only for buckets that
+        # lack a gradient.
         asked = [each[:-1].float() for each, lacks in zip(counts, lacking, strict=True) if lacks]
         found = iter(torch.cat(asked).tolist() if asked else ())
         for bucket, lacks in zip(self._buckets, lacking, strict=True):

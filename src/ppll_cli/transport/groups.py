@@ -147,7 +147,8 @@ class Groups:
 
     def close(self) -> None:
         """Destroy the groups of NCCL at the end of the worker's process."""
-        # If NCCL's groups were left, torch would warn. Threads may still use gloo's groups.
+        # If NCCL's groups were not destroyed, torch would warn. gloo's groups are not destroyed,
+        # because threads may still use them.
         for name, made in self._made.items():
             if self.groups[name].backend == "nccl":
                 dist.destroy_process_group(made)

@@ -58,7 +58,7 @@ class _WakeUp:
 
     def open(self) -> None:
         os.set_blocking(self._wakes.fileno(), False)
-        self.wake()  # an earlier process of this worker may have died just before it did this
+        self.wake()  # an earlier process of this worker may have died before its call of `wake`
 
     def wake(self) -> None:
         with suppress(BlockingIOError):  # the pipe is full, so the other end will wake up anyway
@@ -155,8 +155,8 @@ class JournalSender(_End):
                 view.copy_(tensors[name].detach(), non_blocking=True)
             self._write_head(self.position, header, layout)
             Moment(self._device).wait()  # the receiver's device does not wait for our queued copies
-            # After the last byte. This relies on the memory order of x86: another process sees
-            # stores in the order in which they were made.
+            # The message counts as sent only after its last byte is written. This relies on the
+            # memory order of x86: another process sees stores in the order in which they were made.
             self._counters.sent += 1
             self._wakeup.wake()
         self.position += 1

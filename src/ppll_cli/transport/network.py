@@ -105,7 +105,8 @@ class _End:
         carrier = self.groups.carrier(self._carrying, self._device)
         self._slots = _Slots(self.count, self.size, carrier, self._device)
         self._side: torch.cuda.Stream | None = None
-        if self._device.type == "cuda":  # NCCL waits for all earlier work on the current stream
+        if self._device.type == "cuda":
+            # NCCL waits for all earlier work on the current stream, so the thread uses its own.
             self._side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._ready: SimpleQueue[Any] = SimpleQueue()  # the main thread waits for its items
         self._queued: SimpleQueue[Any] = SimpleQueue()  # the channel's thread waits for its items
@@ -249,7 +250,7 @@ class NetworkReceiver(_End):
 def _copy(view: Tensor, tensor: Tensor) -> None:
     if view.device != tensor.device:
         tensor = tensor.to(view.dtype)
-        if tensor.stride() != view.stride():  # torch cannot copy to the host if strides differ
+        if tensor.stride() != view.stride():  # else torch would copy through another buffer
             compact = torch.empty_strided(
                 view.shape, view.stride(), dtype=view.dtype, device=tensor.device
             )

@@ -148,7 +148,8 @@ class QueueTransport:
             return None
         if "cpu" in devices:
             return no_room(size)
-        return cannot_share(*devices) if self.ipc else "transport.ipc=false, so it shares no memory"
+        without = "transport.ipc=false, so no CUDA memory is shared"
+        return cannot_share(*devices) if self.ipc else without
 
     def descriptors(self, slots: int, tensors: int) -> int:
         """Return the largest number of file descriptors that one end of a channel needs."""

@@ -40,7 +40,7 @@ class RingSender:
         return self._free.wait(timeout_s, self._take)
 
     def _take(self, answer: bytes) -> int:
-        if self._slots.memory.tensor is None:  # on a device: the first message has its handle
+        if self._slots.memory.tensor is None:  # on a device: `answer` has the memory's handle
             self._slots.memory.accept(answer)
             return self._slots.count
         if answer:

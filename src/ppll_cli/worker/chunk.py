@@ -94,8 +94,8 @@ class HeldChunk(Networks):
         index = batch.first_micro_batch + micro_batch
         number = seeding.auxiliary_forward(self.job.settings.seed, module, batch.step, index)
         made = {name: values[name] for unit, _ in self.units for name in unit.writes}
-        # Detached, so the backward of the loss ends here. It can be timed separately, and it frees
-        # the graph of the loss before the backward of the units begins.
+        # Detached, so that the backward of the loss ends at these outputs. So this backward can be
+        # timed separately, and frees the graph of the loss before the backward of the units begins.
         outputs = {n: t.detach().requires_grad_() for n, t in made.items() if t.requires_grad}
         values = {**values, **outputs}
         with self.autocast():

@@ -28,9 +28,9 @@ from ppll_cli.worker.versions import watched_versions
 log = logging.getLogger(__name__)
 
 UNTRAINED = (
-    "the loss of module %d does not train the module's units, because it depends on none of their "
-    "outputs that have a gradient: if this is not intended, look for detach(), no_grad() and "
-    "integers in the units and in the loss"
+    "the loss of module %d does not train the module's units, because the loss depends on no "
+    "output of these units that has a gradient: if this is not intended, look for detach(), "
+    "no_grad() and integer tensors in the units and in the loss"
 )
 
 

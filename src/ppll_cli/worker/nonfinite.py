@@ -27,8 +27,8 @@ class NonFinite:
         self._skips, self._place = skips, place
         self.found = False
         self.skipped: dict[int, Tensor] = {}
-        # Reading a tensor on CUDA would make the host wait for all queued work. There, `Reports`
-        # checks losses.
+        # Reading a tensor on CUDA would make the host wait for all queued work. So on CUDA,
+        # `Reports` checks the losses later.
         self._reads_at_once = device.type == "cpu"
 
     def check(self, loss: Tensor) -> None:

@@ -109,8 +109,9 @@ class Tensors:
         """
         held = self[micro_batch]
         leaves, held.leaves = held.leaves, {}
-        # No zeros for the other inputs: earlier weights would then get gradients, and weight decay
-        # would change these weights. Back-propagation on one device does not change them.
+        # No zeros for the other inputs: then weights of earlier units would get gradients of zero
+        # instead of none, and weight decay would change these weights. Back-propagation on one
+        # device does not change them.
         return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
     def shapes(self) -> dict[str, list[int]]:

@@ -47,8 +47,8 @@ def unchanged(tensors: Mapping[str, Tensor], code: str) -> Iterator[None]:
     yield
     if changed := [name for name, version in before.items() if tensors[name]._version != version]:
         raise RuntimeError(
-            f"{code} changes {changed[0]!r} in place, which other modules may read: make a new "
-            "tensor"
+            f"{code} changes {changed[0]!r} in place, but other modules may read this tensor: make "
+            "a new tensor instead"
         )
 
 

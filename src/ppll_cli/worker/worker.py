@@ -96,7 +96,7 @@ class Worker:
             self.snapshots = Snapshots(folder, job.snapshot_every, fixed, links)
             before = self.snapshots.load(self.chunks)
             links.pulse.sent, links.pulse.received = self.snapshots.messages()
-            if before is not None:  # the snapshot is newer than the checkpoint and the file
+            if before is not None:  # the snapshot is newer than checkpoint and initial weights
                 return before, {}
         if job.checkpoint is not None:
             saved, unreported = checkpoint.saved_tensors(job.checkpoint)
@@ -185,7 +185,8 @@ class Worker:
         if self.links.replicas is None:
             return
         # Training may read these buffers. `_end_training` copies them too, but only before
-        # evaluations and checkpoints. Without this copy, the weights would depend on their number.
+        # evaluations and checkpoints. Without this copy, the weights would depend on how often the
+        # run evaluates and saves.
         if memories := [buffer for chunk in self.chunks.values() for buffer in chunk.memories]:
             with self.recorder.span("average"):
                 self.links.replicas.take_from_first(memories)
