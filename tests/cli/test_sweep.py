@@ -9,10 +9,11 @@ import pytest
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from ppll_cli.cli.app import raise_first
 from ppll_cli.cli.job import Jobs
 from ppll_cli.cli.sweep import CompareRuns, direction_of, refuse, warn_of_tuning
 from ppll_cli.config.commands import command
-from ppll_cli.errors import ConfigError
+from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError
 from ppll_cli.launch.sweeps import record_of, recorded_sweep
 from ppll_cli.leaves.files import write_json
 from ppll_cli.observe.tracker import NoTracker
@@ -82,10 +83,26 @@ def test_jobs_of_other_processes_are_counted_in_the_sweep(folder: Path) -> None:
     refuse(folder, 2, ["seed=2"], "no")
     make(folder / "3", "ppll", None, status="interrupted")
     CompareRuns().on_multirun_end(config(folder))
-    assert sorted(Jobs.current.ends) == ["failed", "interrupted", "missing", "missing"]
+    assert Jobs.current.ends == ["failed", "refused", "interrupted", "missing"]
     make(folder / "3", "ppll", 100.0)
     CompareRuns().on_multirun_end(config(folder))
-    assert sorted(Jobs.current.ends) == ["failed", "missing", "missing"]
+    assert Jobs.current.ends == ["failed", "refused", "missing"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "error"),
+    [
+        (["failed", "refused"], RunFailedError),
+        (["refused", "failed"], ConfigError),
+        (["refused", "interrupted"], Interrupted),
+    ],
+)
+def test_jobs_of_other_processes_decide_the_exit_status(
+    ends: list[str], error: type[PpllError]
+) -> None:
+    """The first job that did not complete decides, unless a job was interrupted."""
+    with pytest.raises(error):
+        raise_first(Jobs(folder=Path("sweep"), ends=ends))
 
 
 def test_a_search_cannot_be_resumed(folder: Path) -> None:

@@ -109,9 +109,15 @@ def figure_of_seeds(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_labels_of_ticks_do_not_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for seed in range(3):
-        reached = 0.926 + 0.017 * seed
-        make(tmp_path / str(seed), "bp", accuracies=(0.5, reached), config={"seed": seed})
+    for number in range(6):
+        schedule, seed = ("bp", "ppll")[number // 3], number % 3
+        make(
+            tmp_path / str(number),
+            schedule,
+            gpus=1 if schedule == "bp" else 2,
+            accuracies=(0.5, 0.61 + 0.004 * seed),
+            config={"seed": seed},
+        )
     for axes in drawn(tmp_path, monkeypatch).axes[:3]:
         boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
         assert len(boxes) >= 2

@@ -177,7 +177,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
         remove_sweep(jobs.folder, jobs.above)
     if not jobs.began and not is_sweep(arguments):  # Hydra has only printed text, as for `--help`
         streams.leave("ppll-run")
-    _raise_first(jobs)
+    raise_first(jobs)
 
 
 def _for_hydra(jobs: Jobs) -> None:
@@ -203,7 +203,15 @@ def _for_hydra(jobs: Jobs) -> None:
     sys.argv[1:] = for_hydra + options
 
 
-def _raise_first(jobs: Jobs) -> None:
+def raise_first(jobs: Jobs) -> None:
+    """Raise the error of the first job that did not complete. An interrupted job comes first.
+
+    Raises:
+        ConfigError: The job was refused.
+        RunFailedError: The job failed.
+        Interrupted: A signal, or the limit of time, has ended a job.
+        WorkerFailedError: A worker of the job failed.
+    """
     failures = jobs.failures
     broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]
     helps = any(not getattr(e, "repeats", False) for e in broken) or (jobs.ends and not failures)

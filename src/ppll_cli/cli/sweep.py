@@ -97,12 +97,16 @@ class CompareRuns(Callback):
 
     def _compare(self, folder: Path) -> bool:
         comparison = compare([folder])
+        refused = {row.run.name for row in comparison.rows if row.run.status == "refused"}
         try:
-            ends = [job.status for job in read_sweep(folder).jobs]
+            ends = [
+                "refused" if str(job.number) in refused else job.status
+                for job in read_sweep(folder).jobs
+            ]
         except ConfigError:  # the jobs of a search are not recorded
             ends = [row.run.status for row in comparison.failed]
         Jobs.current.ends = [status for status in ends if status != "completed"]
-        if all(row.run.status == "refused" for row in comparison.rows):
+        if len(refused) == len(comparison.rows):
             return False
         written: list[str] = []
         with only_warn("the comparison could not be written"):
