@@ -22,7 +22,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-LIMIT_S = 600.0
+LIMIT_S, ENDING_S = 600.0, 30.0
+"""Seconds until a program is killed, and seconds in which it must end after its last output."""
+
 ROWS = 40
 CONTROL = re.compile(r"\x1b\[(\??[\d;]*)([A-Za-z])|\r|\n")
 STEP = re.compile(r"step (\d+)/(\d+)")
@@ -84,8 +86,12 @@ def record(command: Sequence[str], columns: int) -> tuple[int, Screen, str]:
     ) as program:
         os.close(theirs)
         written = _read(ours, time.monotonic() + LIMIT_S)
-        os.close(ours)  # if the program still runs after the limit, its writes fail from now on
-        status = program.wait()
+        try:
+            status = program.wait(ENDING_S)
+        except subprocess.TimeoutExpired:  # it has reached the limit, or hangs at its end
+            program.kill()
+            status = program.wait()
+        os.close(ours)
     screen = Screen()
     screen.feed(written)
     return status, screen, written

@@ -2,6 +2,7 @@
 
 import io
 import re
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -86,3 +87,12 @@ def test_a_run_that_fails_leaves_no_picture(
     assert live_picture.main(["--output", str(tmp_path / "live.svg"), "gpus=0"]) == 1
     assert "gpus=0: none" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_program_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_picture, "LIMIT_S", 1.0)
+    monkeypatch.setattr(live_picture, "ENDING_S", 0.1)
+    hangs = "import signal; print('begun', flush=True); signal.pause()"
+    status, _, written = record([sys.executable, "-c", hangs], WIDTH)
+    assert status == -signal.SIGKILL
+    assert "begun" in written
