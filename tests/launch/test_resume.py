@@ -125,7 +125,8 @@ def test_overrides_of_the_output_folder_are_refused(folder: Path, override: str)
     key, _, value = override.lstrip("+").partition("=")
     with pytest.raises(ConfigError) as error:
         recorded([override, f"resume={folder}"])
-    assert str(error.value) == f"{key}={value}: a resumed run keeps its directory; leave it out"
+    problem = "a resumed run keeps its directory; leave this option out"
+    assert str(error.value) == f"{key}={value}: {problem}"
 
 
 NAMES = [

@@ -34,7 +34,7 @@ def record_with_link(name: str, target: str) -> None:
     link(f"run/{name}", target)
 
 
-NEWER = f"has format {CONFIG_FORMAT + 1}, and this program knows {CONFIG_FORMAT}; use a newer"
+NEWER = f"has format {CONFIG_FORMAT + 1}, but this program reads formats up to {CONFIG_FORMAT}; use"
 
 
 UNKNOWN = "--config-dir=conf model=mine hydra.run.dir=${model.dim}"
@@ -66,7 +66,7 @@ def test_a_folder_that_cannot_be_resumed_is_refused(
     ("more", "start", "words"),
     [
         ("--multirun", "resume=", "is the folder of a single run; remove --multirun"),
-        ("hydra.run.dir=other", "hydra.run.dir=other", "leave it out"),
+        ("hydra.run.dir=other", "hydra.run.dir=other", "leave this option out"),
     ],
 )
 def test_a_run_is_resumed_in_its_own_folder_only(
