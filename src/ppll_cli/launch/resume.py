@@ -133,7 +133,7 @@ class Recorded:
         if (threads := config.get("threads")) != self.config.get("threads"):
             log.warning(
                 "threads=%s: sums may be computed in another order than before, so the weights may "
-                "differ in their last bits from those of a run with the old threads",
+                "differ in their last bits from those of a run that keeps its threads",
                 shown(threads),
             )
         config["resume"] = str(self.run_dir)
