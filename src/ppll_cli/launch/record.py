@@ -94,7 +94,7 @@ def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
     version = record.get("format", 1)
     if type(version) is not int or not 1 <= version <= CONFIG_FORMAT:
         found = f"its {CONFIG_FILE} has format {version}"
-        problem = f"{found}, but this program reads formats up to {CONFIG_FORMAT}"
+        problem = f"{found}, but this program reads formats 1 to {CONFIG_FORMAT}"
         raise ConfigError("resume", run_dir, problem, "use a newer ppll-run")
     if version == 1 and DIGEST not in record:  # an older program wrote no digest
         return
