@@ -279,7 +279,8 @@ def test_a_checkpoint_of_a_later_program_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         newest(tmp_path)
     assert str(error.value) == (
-        f"resume={tmp_path}: step-9 has format 2, and this program knows 1; use a newer ppll-run"
+        f"resume={tmp_path}: step-9 has format 2, but this program reads formats up to 1; "
+        "use a newer ppll-run"
     )
 
 

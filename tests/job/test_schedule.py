@@ -49,7 +49,7 @@ def refusal(kind: type) -> str:
 @pytest.mark.parametrize("count", ["4", 0, -3, 2.0, True, None])
 def test_microbatches_is_a_whole_number(monkeypatch: pytest.MonkeyPatch, count: object) -> None:
     monkeypatch.setitem(VALUE, "microbatches", count)
-    said = f"its microbatches must be a whole number of at least 1, not {count!r}"
+    said = f"its attribute 'microbatches' must be a whole number of at least 1, not {count!r}"
     assert re.match(re.escape(said), refusal(Own))
 
 
@@ -58,7 +58,7 @@ def test_a_constructor_has_to_set_microbatches() -> None:
 
 
 def test_the_properties_of_a_schedule_are_true_or_false() -> None:
-    assert refusal(Worded) == "its splits must be True or False, not 'no'"
+    assert refusal(Worded) == "its attribute 'splits' must be True or False, not 'no'"
 
 
 def test_another_class_is_refused() -> None:

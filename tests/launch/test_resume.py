@@ -84,7 +84,7 @@ def test_a_record_without_one_of_the_groups_is_refused(folder: Path, group: str)
 @pytest.mark.parametrize("version", [3, 99, 0, -1, "1", None, True])
 def test_a_record_of_a_later_format_is_refused(folder: Path, version: object) -> None:
     spoil(folder, format=version)
-    with pytest.raises(ConfigError, match=f"its config.json has format {version}, and this pro"):
+    with pytest.raises(ConfigError, match=f"its config.json has format {version}, but this pro"):
         recorded([f"resume={folder}"])
 
 
@@ -125,7 +125,8 @@ def test_overrides_of_the_output_folder_are_refused(folder: Path, override: str)
     key, _, value = override.lstrip("+").partition("=")
     with pytest.raises(ConfigError) as error:
         recorded([override, f"resume={folder}"])
-    assert str(error.value) == f"{key}={value}: a resumed run keeps its directory; leave it out"
+    problem = "a resumed run keeps its directory; leave this option out"
+    assert str(error.value) == f"{key}={value}: {problem}"
 
 
 NAMES = [

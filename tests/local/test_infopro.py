@@ -286,7 +286,8 @@ def test_a_module_that_nothing_would_train_is_refused(given: list[float], module
     with pytest.raises(ConfigError) as caught:
         method.criterion(ends.pop(module))
     assert str(caught.value) == (
-        f"local.weights={given}: are both 0 at module {module}, so nothing would train it; "
+        f"local.weights={given}: l1 and l2 are both 0 at module {module}, so nothing would train "
+        "it; "
         "make l1 or l2 greater than 0 for the first and for the last auxiliary network"
     )
     for site in ends:

@@ -123,7 +123,7 @@ def test_on_cuda_a_plan_says_what_recovery_needs() -> None:
     job = replace(found.job, snapshot_every=0, devices=("cuda:0", "cuda:1"))
     made, obstacle = planned(job, found.subject)
     assert not made.restartable
-    assert "other bits" in obstacle
+    assert "other last bits" in obstacle
 
 
 def chosen(*overrides: str) -> tuple[int, list[str]]:

@@ -27,7 +27,7 @@ class MendedOperations(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         # `torch.bilinear` fails if some arguments are bfloat16 and others, such as the weight, are
-        # float32. Under CUDA autocast, torch computes it in float32, too.
+        # float32. Under CUDA autocast, torch itself computes `torch.bilinear` in float32.
         named = kwargs or {}
         dimensions = CONVOLUTIONS.get(func)
         if (
@@ -78,7 +78,7 @@ def _meets_whole_kernel(
         after = reach - before if pad == "same" else before
         starts = range(-before, size + after - reach, step)
         offsets = range(0, reach + 1, spread)
-        # Without starts, the input is too small for the kernel, and torch reports it.
+        # `starts` is empty if the input is too small for the kernel; torch then raises an error.
         if starts and not all(any(0 <= at + start < size for start in starts) for at in offsets):
             return False
     return True

@@ -182,7 +182,8 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
             manifest = checked_manifest(folder)
             if manifest.step != step:
                 raise DamagedError(f"it is the checkpoint of step {manifest.step}")
-        # The next two may be undamaged. They are not skipped, because `go_back` would remove them.
+        # After the next two errors, the checkpoint may be undamaged. It is not skipped, because
+        # `go_back` would then remove it.
         except LaterFormatError as error:
             raise ConfigError("resume", run_dir, str(error), "use a newer ppll-run") from None
         except UnreadableError as error:
@@ -246,7 +247,8 @@ def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
     If `ema` is true, tensors that have an average (see `EMA`) are replaced by it. Only
     floating-point tensors have one.
     """
-    prefixes = ("model.", EMA) if ema else ("model.",)  # an average replaces the weight itself
+    # EMA comes last: below, a tensor with a later prefix replaces one with the same name.
+    prefixes = ("model.", EMA) if ema else ("model.",)
     tensors, _ = saved_tensors(checkpoint)
     return {n.removeprefix(p): t for p in prefixes for n, t in tensors.items() if n.startswith(p)}
 
@@ -261,7 +263,7 @@ def write_model(checkpoint: Path, path: Path, ema: bool = False) -> None:
     """
     checked_manifest(checkpoint)
     with replacing(path) as unfinished:
-        # Without a copy of the model in memory: the tensors are views of the checkpoint's files.
+        # This makes no copy of the model in memory: the tensors are views of the stages' files.
         save_file(model_tensors(checkpoint, ema), unfinished)
         apply_umask(unfinished)
 

@@ -65,8 +65,9 @@ class Batch:
     training: bool = False  # False for a batch of an evaluation
     step: int = -1  # number of optimizer steps done before a training batch; -1 in evaluation
     samples: int = 0  # number of samples of a training batch, over all replicas
-    # Index of the share's first micro-batch: in training within the whole batch; in evaluation
-    # within the split, because each micro-batch is then a batch of the split.
+    # Index of the share's first micro-batch. In training, the index counts all micro-batches of
+    # the batch. In evaluation, each micro-batch is a batch of the split, and the index counts the
+    # batches of the split.
     first_micro_batch: int = 0
     first_sample: int = 0  # number of samples in the shares of the replicas with lower numbers
     averaged: bool = False  # whether averaged weights are evaluated

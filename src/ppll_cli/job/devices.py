@@ -100,7 +100,8 @@ def _check_compiler(on_cpu: bool) -> None:
         raise ConfigError(
             "compile",
             True,
-            f"torch.compile needs a {language} compiler for workers on {where}, and found none",
+            f"torch.compile needs a {language} compiler for workers on {where}, but there is no "
+            f"{' or '.join(sought)}",
             f"install {usual}, name one in the environment variable {variable}, or use "
             "compile=false",
         )
@@ -115,5 +116,5 @@ def _check_compiler(on_cpu: bool) -> None:
 
 
 def _python_header() -> Path:
-    # Not the default scheme, which on Debian is for packages that the user installs.
+    # The default scheme is not used: on Debian, its folders are for packages of the user.
     return Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")

@@ -87,11 +87,13 @@ class Ends:
         doing = f"the auxiliary network of module {here.module}"
         if here.is_last:  # This head is made by the model, not by the local method.
             key, value = "model", here.units[-1].name
-            doing = f"the loss of its output for features {specs[here.feature].shape}"
+            doing = f"the task's loss of its output {specs[here.feature].shape}"
         with blaming(key, value, doing):
             criterion, cost = measure(build, partial(_run_criterion, specs))
             if not isinstance(criterion, Criterion):
-                raise ConfigError(key, value, "its criterion() must return a Criterion")
+                found = type(criterion).__name__
+                problem = f"its criterion() must return a Criterion, not {found}"
+                raise ConfigError(key, value, problem)
             _check_further(criterion, specs)
         return criterion, cost
 
@@ -142,11 +144,12 @@ class Ends:
     @property
     def task_counters(self) -> tuple[str, ...]:
         """Names of the task's Python attributes that change whenever a loss is computed."""
-        task = copy.deepcopy(self.site.task)  # the run begins with the task as it was made
+        # Only this copy changes here: the run must begin with the task as it was made.
+        task = copy.deepcopy(self.site.task)
         ends = replace(self, site=replace(self.site, task=task))
 
         def compute() -> None:
-            with suppress(ConfigError):  # `all` raises it, for the modules of the run
+            with suppress(ConfigError):  # `all` raises this error for the modules of the run
                 ends.cost([range(len(self.site.units))], 0)
 
         return counters(task, compute)
@@ -206,8 +209,9 @@ def _check_watch(watch: Watch, site: Site, method: tuple[str, object]) -> None:
     module, last = site.module, len(site.units) - 1
     if not isinstance(watch, Watch):
         raise ConfigError(*method, f"module {module} watches {watch!r}, which is not a Watch")
-    # When a module trains on a batch, later modules have not trained on this batch yet, so their
-    # weights are at least one batch old. Earlier modules may have trained on later batches already.
+    # A loss may read only weights of later modules, and only with a lag of at least one batch. When
+    # a module trains on a batch, later modules have not trained on this batch yet. Earlier modules
+    # may even have trained on later batches.
     checked("local.lag", watch.lag, Lag, plain=False)
     if not whole(watch.unit) or watch.unit not in range(len(site.units)):
         problem = f"module {module} watches unit {watch.unit}, which does not exist"

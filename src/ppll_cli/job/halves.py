@@ -113,7 +113,8 @@ class _Graph:
         self._next = _walk(roots)
         self._to_inputs: set[Node] = set()
         self._weights: dict[Node, Tensor] = {}
-        # For each node: its weights, on paths without a further node that leads to an input.
+        # For each node: the weights to which a path leads that passes no other node from which
+        # an input can be reached.
         self._own: dict[Node, set[Node]] = {}
         leaves, learnt = set(map(id, inputs)), set(map(id, weights))
         for node, following in self._next.items():

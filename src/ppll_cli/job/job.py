@@ -202,8 +202,8 @@ class Job:
 
     @cached_property
     def _training(self) -> dict[int, list[list[Instruction]]]:
-        # Made before the job is pickled, so that all workers execute the same instructions. In
-        # another process, a user's schedule might yield others.
+        # The parent makes the instructions before it pickles the job, so that all workers execute
+        # the same ones. In another process, a user's schedule might yield other instructions.
         found, schedule = {}, self.make_schedule()
         for count in sorted(self.microbatch_counts()):
             with noted(f"for {count} micro-batch(es)"):

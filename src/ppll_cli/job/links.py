@@ -55,7 +55,7 @@ class ChannelEnds:
 class Links(ChannelEnds):
     """A worker's connections to other workers and to the parent process."""
 
-    parent: Connection  # connection for reports to the parent, and for its permission to exit
+    parent: Connection  # for reports to the parent, and for the parent's permission to exit
     stop: StopFlag
     pulse: Pulse
     recovery: Recovery | None = None  # None if workers are not restarted
@@ -134,7 +134,7 @@ def _decided(job: Job, links: Links, handled: int, trained: int) -> Iterator[Ite
         if passed < handled:
             return asked > trained
         # A restarted worker must repeat the decisions of its earlier process, because other stages
-        # may already follow them. The messages that this process sent tell which they were.
+        # may already follow them. A message that the earlier process sent tells what it decided.
         for sender in senders:
             if isinstance(sender, JournalSender) and (header := sender.already_sent()) is not None:
                 assert isinstance(header, Header)

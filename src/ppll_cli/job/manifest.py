@@ -85,8 +85,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise DamagedError("its manifest cannot be read: it is not a JSON object")
     version = content.get("format")
     if isinstance(version, int) and version > FORMAT:
-        problem = f"{folder.name} has format {version}, and this program knows {FORMAT}"
-        raise LaterFormatError(problem)
+        found = f"{folder.name} has format {version}"
+        raise LaterFormatError(f"{found}, but this program reads formats up to {FORMAT}")
     manifest = _parsed(content)
     if content.get("sha256") != digest_of({k: v for k, v in content.items() if k != "sha256"}):
         raise DamagedError(f"{MANIFEST_FILE} does not match its checksum")
@@ -116,7 +116,7 @@ def checked_manifest(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     for file in manifest.files:
         if not _STAGE_FILE.fullmatch(file.name):
-            raise DamagedError(f"{file.name} is not the name of a stage's file")
+            raise DamagedError(f"its manifest lists {file.name!r}, which is not a stage's file")
         path = folder / file.name
         try:
             with open_regular(path) as opened:

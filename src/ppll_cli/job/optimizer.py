@@ -37,8 +37,8 @@ class FusedOptimizer:
     """
 
     # torch.optim collects and groups its tensors in every step, which takes longer on the host than
-    # the kernel on the device. So this class calls the kernels itself. These functions are private;
-    # torch.optim of torch 2.11 to 2.14 calls them.
+    # the kernel on the device. So this class calls the functions of the kernels itself. They are
+    # private, but torch.optim of torch 2.11 to 2.14 calls the same functions.
 
     def __init__(self, optim: Optim, parameters: Iterable[nn.Parameter]) -> None:
         self._optim = optim

@@ -89,7 +89,7 @@ class Pulse(ctypes.Structure):
         The activity may take `limit_s` seconds without progress; None for no limit.
         """
         self.doing = doing.encode()[: _TEXT - 1]
-        self.progress_s = monotonic()  # first, so that the limit begins now
+        self.progress_s = monotonic()  # set before the limit: see `Watchdog.late`
         self.limit_s = limit_s or 0.0
 
     def start_again(self) -> None:

@@ -27,11 +27,11 @@ def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) 
         nonlocal first
         seed()
         if not first:
-            # For the second forward, torch's `checkpoint` restores autocast, but not this mode.
+            # For the second run, torch's `checkpoint` restores autocast, but not this other mode.
             with mended_operations():
                 return functional_call(network, buffers, tensors)
         first = False
         return network(*tensors)
 
-    # The seed restores the generators, so checkpoint need not copy their states in each call.
+    # `seed` sets the generators before each run, so `checkpoint` need not save and restore them.
     return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=False)

@@ -21,10 +21,12 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
         raise ConfigError(key, path, "is not a Schedule", f"derive it from {class_path(Schedule)}")
     for name in ("local", "one_stage", "splits"):
         if not isinstance(value := getattr(schedule, name), bool):
-            raise ConfigError(key, path, f"its {name} must be True or False, not {value!r}")
+            problem = f"its attribute {name!r} must be True or False, not {value!r}"
+            raise ConfigError(key, path, problem)
     count: object = getattr(schedule, "microbatches", None)
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        problem = f"its microbatches must be a whole number of at least 1, not {count!r}"
+        problem = "its attribute 'microbatches' must be a whole number of at least 1, "
+        problem += f"not {count!r}"
         remedy = "if it has a constructor of its own, call super().__init__(microbatches=...) there"
         raise ConfigError(key, path, problem, remedy)
     return schedule

@@ -35,7 +35,7 @@ def read_weights(file: Path) -> Mapping[str, Tensor]:
 
 
 def _is_safetensors(file: Path) -> bool:
-    with file.open("rb") as content:  # 8 bytes for a length, then JSON
+    with file.open("rb") as content:  # such a file has 8 bytes for a length, then JSON
         return content.read(9)[8:] == b"{"
 
 
@@ -48,7 +48,7 @@ def _saved_by_torch(file: Path) -> Mapping[str, Tensor]:
     except OSError:
         raise
     except Exception:  # torch raises many kinds of exceptions, with very long messages
-        raise ValueError("it holds something other than tensors") from None
+        raise ValueError("it is damaged, or holds something other than tensors") from None
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise ValueError("it is not a dictionary of tensors, such as model.state_dict()")
     return {str(name): tensor for name, tensor in found.items()}

@@ -70,10 +70,12 @@ def resume_command(
         known = {key_of(change) for change in classes}
         found = [(key, path) for key, path in targets_in(config) if key not in known]
         classes += [setting(key, path) for key, path in found if not path.startswith("ppll_cli.")]
-    tracker = choices.get("tracker", "none")  # `resume` does not track a run by itself
+    # A resumed run is tracked only if the command line names the tracker.
+    tracker = choices.get("tracker", "none")
     again = [] if tracker == "none" else [setting("tracker", tracker)]
     if recorded is not None:
-        # Without this, the next resume would use the old length, and could end at once.
+        # `config.json` keeps the length with which the run was started. Without these overrides,
+        # the next resume would use this length, and the run could end at once.
         again += [setting(k, config[k]) for k in LENGTH if config.get(k) != recorded.get(k)]
     return command("ppll-run", *options, setting("resume", str(run_dir)), *again, *classes)
 
@@ -131,7 +133,7 @@ def _accepts(settings: Settings, prepared: Prepared, schedule: Schedule) -> bool
     workers = settings.replicas if schedule.one_stage else settings.devices_asked
     job = prepared.job
     local = dict(settings.local)
-    if local.get("cuts") is not None and job.local_learning:  # names of units, or of a partition
+    if local.get("cuts") is not None and job.local_learning:
         local["cuts"] = list(prepared.cuts)
     elif isinstance(local.get("cuts"), str):
         local["cuts"] = None

@@ -96,7 +96,8 @@ def check_data(
     problem = f"these are not the data that the run was started with: {how}"
     remedy = f"give the folder with the original data, or {otherwise}"
     if data.get("eval_limit") is not None:
-        remedy += " (earlier versions chose other labelled pictures for data.eval_limit)"
+        remedy += " (earlier versions of ppll-run chose other labelled pictures for"
+        remedy += " data.eval_limit, so the data of their runs differ)"
     raise ConfigError(f"data.{key}", data.get(key), problem, remedy)
 
 

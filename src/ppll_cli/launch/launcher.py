@@ -87,7 +87,8 @@ def launch(
             folder = held.enter_context(shared_scratch())
             launcher.restarts = Restarts(job, folder, launcher.tell)
         held.callback(launcher.kill)
-        held.enter_context(launcher.telling())  # tells others before the workers here are killed
+        # On an error, this tells the other machines before `kill` ends the workers here.
+        held.enter_context(launcher.telling())
         ends = wire(job, transport, store, interface, None if fleet is None else fleet.rank)
         for seat in job.seats:
             if fleet is None or job.home(seat) == fleet.rank:
@@ -154,7 +155,7 @@ class _Launcher:
         for watched in self.workers:
             watched.clean_up()
         # This object and `restarts` refer to each other, so the garbage collector frees them late.
-        # Until then, the list would keep the workers' shared memory.
+        # Until then, `self.workers` would keep the workers' shared memory.
         self.workers.clear()
 
     @contextmanager
@@ -203,8 +204,8 @@ class _Launcher:
         if isinstance(others, Follower):
             others.report_progress(workers)
         if failures:
-            # A killed worker sends no report, and its neighbours may report failures before its end
-            # is noticed. So wait for it.
+            # A killed worker sends no report. Its neighbours may report failures before this
+            # process notices that the worker has ended. So wait a moment for ends of workers.
             wait([watched.process.sentinel for watched in workers], timeout=SETTLE_S)
             failures += self._failures()
             root = cause(failures) if others is None else others.verdict(failures, self.handle)
@@ -288,6 +289,7 @@ def _meeting(job: Job, fleet: Fleet | None, held: ExitStack) -> tuple[str, str]:
         return fleet.store, fleet.interface
     if not needs_groups(job):
         return "", ""
-    # The host name may resolve to any address, so use loopback.
+    # Without this name, gloo would use an address to which the host name resolves. It may be any
+    # address, so name the loopback interface.
     interface = "lo0" if sys.platform == "darwin" else "lo"
     return f"file://{held.enter_context(scratch())}/store", interface

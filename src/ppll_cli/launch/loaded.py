@@ -132,7 +132,7 @@ class LoadedRun:
         method = getattr(self.data.dataset, name, None)
         if method is None:
             path = self.settings.data.get("_target_")
-            problem = f"has no method {name!r}, which prepares pictures of your own"
+            problem = f"has no method {name!r}, which is needed for pictures of your own"
             raise ConfigError("data._target_", path, problem, "see ppll_cli.data.source.Dataset")
         return method
 
@@ -218,12 +218,14 @@ def _check_fit(
     for name in (*needed, *there):
         if needed.get(name) != there.get(name):
             has, needs = (shapes.get(name, "missing") for shapes in (there, needed))
-            what = f"{name} is {has} in the run, but {needs} in the model"
+            what = f"{name} is {has} in the run, but {needs} in the model built here"
             if other_data is None:
                 problem = f"this version builds the run's model differently: {what}"
-                raise ConfigError("RUN_DIR", run_dir, problem)
+                remedy = "use the version of ppll-run that trained it"
+                raise ConfigError("RUN_DIR", run_dir, problem, remedy)
             problem = f"its images or classes do not fit the run's model: {what}"
-            raise ConfigError("data", other_data, problem)
+            remedy = "give data with images and classes like those of the training"
+            raise ConfigError("data", other_data, problem, remedy)
 
 
 def _check_named(config: Mapping[str, Any], classes: Sequence[Any]) -> None:

@@ -38,7 +38,7 @@ from ppll_cli.transport.descriptors import raise_limit  # noqa: E402
 
 raise_limit()
 
-# Each worker's first backward needs the following module, and would take a second to import it.
+# Each worker's first backward needs the following module, and importing it takes a second.
 # Torch's compiler and torchvision are not imported here, because each of them takes nearly as long
 # as torch: only the workers that need them import them.
 import torch.fx.experimental.symbolic_shapes  # noqa: E402, F401

@@ -93,7 +93,8 @@ def no_run(run_dir: Path, reason: str) -> ConfigError:
 def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
     version = record.get("format", 1)
     if type(version) is not int or not 1 <= version <= CONFIG_FORMAT:
-        problem = f"its {CONFIG_FILE} has format {version}, and this program knows {CONFIG_FORMAT}"
+        found = f"its {CONFIG_FILE} has format {version}"
+        problem = f"{found}, but this program reads formats 1 to {CONFIG_FORMAT}"
         raise ConfigError("resume", run_dir, problem, "use a newer ppll-run")
     if version == 1 and DIGEST not in record:  # an older program wrote no digest
         return

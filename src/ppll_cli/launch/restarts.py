@@ -28,7 +28,8 @@ SAME_PLACE = 3
 
 @dataclass
 class _History:
-    # For each failure, its time, and the batch or mark at that time (None before the first one).
+    # For each failure: its time, and the batch or mark that the worker was handling (None if the
+    # worker had not begun its first).
     failures: list[tuple[float, str | None]] = field(default_factory=list)
     # The step of the latest report, by the report's kind, split and module.
     reported: dict[tuple[Any, ...], int] = field(default_factory=dict)

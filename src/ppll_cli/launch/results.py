@@ -138,7 +138,8 @@ def write_samples(job: Job, run_dir: Path) -> None:
 
 
 def _behind_s(job: Job, reports: Sequence[Report]) -> list[float]:
-    # Only workers with process groups measure this. All workers of a machine share its clock.
+    # `ahead_s` says how far a worker's clock is ahead of worker 0's. Only workers with process
+    # groups measure it. It holds for all workers of a machine, because they share a clock.
     known = {
         job.home(seat): -report["ahead_s"]
         for seat, report in zip(job.seats, reports, strict=False)

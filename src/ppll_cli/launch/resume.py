@@ -108,8 +108,8 @@ class Recorded:
         given = []
         for override in parsed(overrides):
             key, said = override.key_or_group, text(override)
-            # An override may repeat a class whose key `+` or a preset added when the run was
-            # started. The options composed here lack this key, so the override needs `++`.
+            # When the run was started, `+KEY=CLASS` or a preset may have added a key that the
+            # options composed here lack. An override that repeats the class then needs `++`.
             repeats = key.endswith("._target_") and at(self.config, key) == override.value()
             given.append(f"++{said.lstrip('+')}" if repeats else said)
         where = [setting("hydra.run.dir", str(self.run_dir)), "hydra.output_subdir=null"]
@@ -133,7 +133,7 @@ class Recorded:
         if (threads := config.get("threads")) != self.config.get("threads"):
             log.warning(
                 "threads=%s: sums may be computed in another order than before, so the weights may "
-                "differ in their last bits",
+                "differ in their last bits from those of a run that keeps its threads",
                 shown(threads),
             )
         config["resume"] = str(self.run_dir)
@@ -216,7 +216,8 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
     for key in ("hydra.run.dir", "hydra.output_subdir", "hydra.sweep.dir", "hydra.mode"):
         if key in given:
             value = text(given[key]).partition("=")[2]
-            raise ConfigError(key, value, "a resumed run keeps its directory", "leave it out")
+            problem, remedy = "a resumed run keeps its directory", "leave this option out"
+            raise ConfigError(key, value, problem, remedy)
     return _recorded_in(run_dir)
 
 
@@ -286,7 +287,7 @@ def _recorded_in(run_dir: Path) -> Recorded:
         raise ConfigError("resume", run_dir, problem, "give a run directory") from None
     if started:
         problem = "nothing was trained there: the start-up ended before it wrote config.json"
-        remedy = f"start it again with its options and hydra.run.dir={run_dir}"
+        remedy = f"start the run again with its options and hydra.run.dir={run_dir}"
         raise ConfigError("resume", run_dir, problem, remedy)
     if os.path.lexists(run_dir / SWEEP_FILE) and not os.path.lexists(run_dir / CONFIG_FILE):
         problem = "is the folder of a sweep"

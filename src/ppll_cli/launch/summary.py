@@ -181,7 +181,7 @@ def _git_commit() -> str | None:
     folder = Path(__file__).parents[3] / ".git"
     if not folder.exists():
         return None
-    # Not `git -C`: if GIT_DIR is set, as in a hook, that would read the user's own repository.
+    # If GIT_DIR is set, as in a hook, `git -C` would read the user's own repository.
     command = ["git", f"--git-dir={folder}", "rev-parse", "HEAD"]
     try:
         found = subprocess.run(

@@ -193,14 +193,16 @@ def _check_override(override: Override) -> None:
     key, value = override.key_or_group, text(override).partition("=")[2]
     if re.match(r"hydra[./]sweeper\b", key):
         problem = "a search chooses jobs by the results of earlier ones, so it cannot be resumed"
-        raise ConfigError(key, value, problem, "leave it out: only the basic sweeper can resume")
+        remedy = f"leave this option out: only sweeps of the sweeper {BASIC!r} can be resumed"
+        raise ConfigError(key, value, problem, remedy)
     if key in _WHERE or key == "hydra.mode":
-        raise ConfigError(key, value, "a resumed sweep keeps its folder", "leave it out")
+        problem, remedy = "a resumed sweep keeps its folder", "leave this option out"
+        raise ConfigError(key, value, problem, remedy)
     given = {key: None} if override.is_sweep_override() else dict(keys(key, override.value()))
     if re.match(r"(resume|hydra|tracker)\b", key) or all(k.endswith("._target_") for k in given):
         return
     problem = "the jobs of a resumed sweep keep the overrides that they began with"
-    raise ConfigError(key, value, problem, "leave it out, or resume a single run with it")
+    raise ConfigError(key, value, problem, "leave this option out, or resume a single run with it")
 
 
 def _check_launcher(overrides: Sequence[str]) -> None:
@@ -213,8 +215,8 @@ def _check_launcher(overrides: Sequence[str]) -> None:
 
 
 def _for_job(overrides: Sequence[str], config: Mapping[str, Any]) -> list[str]:
-    # An override that names a user's class permits this class. A job gets it only if its `config`
-    # has the class, too.
+    # An override that names a user's class permits this class. A job gets the override only if the
+    # job's `config` has the class, too.
     found = []
     for override in parsed(overrides):
         key, value = override.key_or_group, override.value()
@@ -243,8 +245,9 @@ def read_sweep(folder: Path) -> RecordedSweep:
     if not isinstance(record, dict) or (folder / SWEEP_FILE).is_symlink():
         raise _no_sweep(folder, "that file is a link, or not a JSON object")
     if whole(version := record.get("format")) != SWEEP_FORMAT:
-        problem = f"its {SWEEP_FILE} has format {version}, and this program knows {SWEEP_FORMAT}"
-        raise ConfigError("resume", folder, problem, "use the ppll-run that wrote it")
+        found = f"its {SWEEP_FILE} has format {version}"
+        problem = f"{found}, but this program reads only format {SWEEP_FORMAT}"
+        raise ConfigError("resume", folder, problem, "use the version of ppll-run that wrote it")
     if record.get("sweeper") != BASIC:
         problem = (
             f"its sweeper {record.get('sweeper')} is a search, which chooses each job by the "
@@ -283,7 +286,8 @@ def _check_apart(sweep: Path, jobs: Sequence[SweptJob]) -> None:
     folders = [job.folder for job in jobs]
     above = {path for folder in folders for path in folder.parents}
     if len({*folders}) < len(folders) or above & {*folders}:
-        problem = "several of its jobs share a folder, because of hydra.sweep.subdir"
+        problem = "several of its jobs share a folder, or one has its folder inside another's, "
+        problem += "because of hydra.sweep.subdir"
         raise ConfigError("resume", sweep, problem, "resume its runs one by one")
 
 

@@ -64,7 +64,8 @@ def start() -> None:
         # The resource tracker ignores SIGINT and SIGTERM by itself; SIGHUP is blocked for it here.
         with _blocked(signal.SIGHUP):
             resource_tracker.ensure_running()
-        with _blocked(*STOPPING):  # also in the server, until `launch.preload` unblocks them
+        # The server starts with these signals blocked, until `launch.preload` unblocks them.
+        with _blocked(*STOPPING):
             forkserver.ensure_running()
 
 
@@ -91,7 +92,8 @@ def _blocked(*signals: signal.Signals) -> Iterator[None]:
 @contextmanager
 def _without_current_directory() -> Iterator[None]:
     name, value = SAFE_PATH
-    found_there = os.path.relpath(Path(__file__).parents[2]) == "."  # it contains this package
+    # If this package lies in the current directory, the server must find it there.
+    found_there = os.path.relpath(Path(__file__).parents[2]) == "."
     if name in os.environ or found_there:
         yield
         return
@@ -200,9 +202,8 @@ def stop() -> None:
     server: Any = forkserver._forkserver  # multiprocessing offers no public way to end it
     if server._forkserver_pid is not None:
         kill()
-        with suppress(
-            FileNotFoundError
-        ):  # something has removed the socket, as cleaners of /tmp do
+        # Something may have removed the socket, as cleaners of /tmp do.
+        with suppress(FileNotFoundError):
             server._stop()  # waits for the ended process, then removes its socket
 
 

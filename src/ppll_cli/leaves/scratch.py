@@ -110,7 +110,7 @@ def _place() -> Path:
         return Path(tempfile.gettempdir())
     except OSError:
         given = os.environ.get("TMPDIR", "")
-        problem = "no temporary folder can be written"
+        problem = "no folder for temporary files can be written to"
         remedy = "set TMPDIR to a folder with free space"
         raise ConfigError("TMPDIR", given, problem, remedy) from None
 
@@ -191,5 +191,5 @@ def _name() -> str:
 
 
 def _host() -> str:
-    # Machines may share a folder, but one machine does not see the locks of another.
+    # Part of each name: machines may share a folder, but do not see the locks of one another.
     return f"{zlib.crc32(socket.gethostname().encode()):08x}"

@@ -211,7 +211,8 @@ class FusedPictureHead(nn.Module):
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
         """Return pictures [B, 3, sH, sW], for features and for banked maps [B, channels, H, W]."""
         maps = [self.head.mapped(x)]
-        # Detached, because the module itself may have computed the first unit's output.
+        # Detach: this module may have computed the first unit's output itself. The loss must not
+        # train the first unit through the bank.
         maps += [p(b.detach()) for p, b in zip(self.projections, bank, strict=True)]
         joined = fused(maps, self.fusion)
         if self.mix is not None:

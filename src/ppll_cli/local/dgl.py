@@ -31,7 +31,8 @@ class AdaptivePool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Pool [B, C, H, W] to [B, C, h, w]."""
         height, width = map(self.side, x.shape[2:])
-        # Equals adaptive_avg_pool2d, whose backward pass is not deterministic on CUDA.
+        # This computes the same as adaptive_avg_pool2d, which is not used because its backward
+        # pass is not deterministic on CUDA.
         if x.shape[2] % height == 0 and x.shape[3] % width == 0:
             return F.avg_pool2d(x, (x.shape[2] // height, x.shape[3] // width))
         rows, columns = _averages(x.shape[2], height, x), _averages(x.shape[3], width, x)

@@ -200,7 +200,7 @@ def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBan
     skips = len(units[-1].reads) > 1
     if bank.enabled and bank.features == "first" and not (takes and skips):
         what = "but the model's head reads no long skip" if takes else "but this is another task"
-        problem = f"is the long skip of super-resolution, {what}"
+        problem = f"stands for the long skip of super-resolution, {what}"
         raise ConfigError("fba.features", "first", problem, "use fba.features=every")
     return bank.resolved(first=takes and skips)
 

@@ -86,7 +86,7 @@ class InfoPro(LocalMethod):
         classes = classes_of(site.task, "infopro", key="local")
         weights = self.weights_at(site)
         if not any(weights):
-            problem = f"are both 0 at module {site.module}, so nothing would train it"
+            problem = f"l1 and l2 are both 0 at module {site.module}, so nothing would train it"
             remedy = "make l1 or l2 greater than 0 for the first and for the last auxiliary network"
             raise ConfigError("local.weights", self.weights, problem, remedy)
         channels, _, _ = map_shape(site.spec.shape)

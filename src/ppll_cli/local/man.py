@@ -161,7 +161,8 @@ class MANPlus(MAN):
         changes = [one != other for one, other in pairwise(shapes)]
         stage, stages = sum(changes[: site.stop - 1]), 1 + sum(changes)
         left = 1 - stage / max(len(site.modules) - 2, stages)
-        # InfoPro interpolates between the first and the last two weights, which are equal here.
+        # InfoPro interpolates between the first two and the last two of these four weights. Here
+        # the two pairs are equal, so it uses them unchanged.
         return [5 * left, 0.5 * left] * 2
 
 

@@ -48,7 +48,7 @@ class PredSim(LocalMethod):
         channels, height, width = map_shape(site.spec.shape)
         kernel = pool_kernel(height, width, self.width // channels)
         pooled = channels * _windows(height, kernel[0]) * _windows(width, kernel[1])
-        # The backward pass of adaptive pooling is not deterministic on CUDA.
+        # Not adaptive pooling, because its backward pass is not deterministic on CUDA.
         pool = nn.AvgPool2d(kernel, ceil_mode=True)
         head: nn.Module = nn.Sequential(AsMap(), pool, nn.Flatten(), nn.Linear(pooled, classes))
         if self.similarity == 0:

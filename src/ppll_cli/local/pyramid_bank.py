@@ -37,7 +37,7 @@ class PyramidBank(Bank):
         own, earlier = self._maps(copies.shapes), self._maps(banked)
         if not isinstance(self.task, LevelDetection):
             return BankedPyramid(copies.units, head, own, earlier, bank.joined)
-        # Copied units with a coarser output are left out.
+        # Leave out copied units whose output is coarser than this stride.
         coarsest = max(STRIDES[0], own[0][0])
         last = sum(stride <= coarsest for stride, _ in own) - 1  # later maps are never finer
         level = self.task.level_head([own[last], *earlier], bank.joined)

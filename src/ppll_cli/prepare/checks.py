@@ -158,8 +158,9 @@ def _check_averages(job: Job) -> None:
                     raise ScheduleError(
                         f"stage {stage} ends the backwards of its chunks in the order {first[0]} "
                         f"for {first[1]} micro-batch(es), and {order} for {count}; the replicas' "
-                        f"shares of a batch of {samples} samples have these numbers, and need one "
-                        "order, because replicas average the gradients of a chunk together"
+                        f"shares of a batch of {samples} samples have these numbers of "
+                        "micro-batches, and need the same order, because replicas average the "
+                        "gradients of a chunk together"
                     )
 
 
@@ -168,7 +169,8 @@ def _averaged(job: Job, stage: int, count: int) -> list[int]:
 
 
 def _check_backwards(job: Job) -> None:
-    # Some parts of the graph run in both halves of a backward.
+    # Operations that use parameters run in both halves of a backward (see `job.halves`). Compiled
+    # and recomputed networks are not supported there.
     for key in ("compile", "recompute"):
         if getattr(job.settings, key) and job.halves:
             splits = "this schedule splits each backward into halves"
@@ -208,8 +210,8 @@ def check_batch_norm(job: Job, units: Sequence[Cost], auxiliary: Sequence[Cost])
     """
     if job.settings.sync_batchnorm and job.replicas > 1:
         _check_equal_counts(job)
-        # Replicas wait for each other in each micro-batch. Each layer sees the samples of all
-        # replicas, so at least two.
+        # Replicas wait for each other in each micro-batch, so their numbers must be equal. A layer
+        # sees the samples of all replicas, so it always has at least two values per channel.
         return
     last = job.replicas - 1  # the replica with the smallest share
     smallest = min(job.microbatches(n, last)[-1] for n in {*job.course.batch_sizes()})

@@ -13,7 +13,7 @@ from ppll_cli.data.identity import Identity
 from ppll_cli.data.source import Dataset, EvaluationForm
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.metric_lines import LINE_KEYS
-from ppll_cli.leaves.names import class_path
+from ppll_cli.leaves.names import class_path, counted
 from ppll_cli.leaves.values import InputSpec, ValueSpec
 from ppll_cli.models.unit import ImageSpec
 from ppll_cli.tasks.task import Task
@@ -103,8 +103,8 @@ def _fault_of(data: LoadedData) -> tuple[str, str] | None:
         return f"its task's metric is {metric!r}", f"give a text that is none of {taken}"
     names, classes = len(data.classes), getattr(data.task, "classes", None)
     if names and isinstance(classes, int) and names != classes:
-        problem = f"its class_names are {names}, but its task has {classes} classes"
-        return problem, "give each class a name"
+        problem = f"its class_names has {counted(names, 'name')}"
+        return f"{problem}, but its task has {classes} classes", "give each class a name"
     return None
 
 

@@ -228,13 +228,13 @@ def _notes_on_counters(subject: Subject) -> Iterator[str]:
         yield (
             f"each forward pass of unit {unit!r}{more} changes its attribute {attribute!r}, which "
             "no checkpoint contains and no other process sees: if results depend on it, keep it in "
-            "a buffer, so that a resumed run does not differ"
+            "a buffer, so that a resumed run gets the same results as an uninterrupted run"
         )
     for attribute in subject.ends.task_counters:
         yield (
             f"each loss changes the attribute {attribute!r} of the task, which no checkpoint "
-            "contains and no other process sees: if the loss depends on it, schedules and resumed "
-            "runs differ"
+            "contains and no other process sees: if the loss depends on it, results depend on the "
+            "schedule, and a resumed run gets other results than an uninterrupted run"
         )
 
 

@@ -50,7 +50,7 @@ def recovering(job: Job, subject: Subject, notes: list[str], machine: int) -> Jo
         if every := room.every(asked.every):
             if apart := sorted({*range(job.stages)} - job.inside):
                 names = " or ".join(f"stage {stage}" for stage in apart)
-                why = "ends the run: it exchanges messages with another machine"
+                why = "ends the run: this stage exchanges messages with another machine"
                 notes.append(f"recover={asked.name}: a failure of {names} {why}")
             if asked.every is None and room.messages:
                 wished = room.wished()
@@ -87,10 +87,10 @@ def planned(job: Job, subject: Subject) -> tuple[Job, str]:
 
 
 class _Room(NamedTuple):
-    # Sizes in bytes:
-    states: int  # of one snapshot of each stage that can be restarted
-    messages: int  # of one message of each channel that keeps messages for a restart
-    least: int  # of all channels if `snapshot_every` is 1
+    # Bytes on this machine:
+    states: int  # one snapshot of each stage that can be restarted
+    messages: int  # one message of each channel that keeps messages for a restart
+    least: int  # all channels if `snapshot_every` is 1
 
     @classmethod
     def of(cls, job: Job, subject: Subject, machine: int | None = None) -> "_Room":
@@ -136,11 +136,12 @@ def _obstacle(job: Job) -> tuple[str, str] | None:
         problem = "every stage exchanges messages with another machine"
         return problem, "use more stages on a machine, or recover=off"
     if not isinstance(make("transport", settings.transport), RingTransport):
-        return "only transport=ring keeps messages for a replay", "use transport=ring"
+        problem = "a restarted worker reads messages again, and only transport=ring keeps them"
+        return problem, "use transport=ring, or recover=off"
     if _on_cuda(job) and settings.recover.name == "auto":
         return "restarts on CUDA are untested, so only recover=stage turns them on", ""
     if _on_cuda(job) and not settings.deterministic:
-        problem = "on CUDA, a restarted worker may compute other bits than the one before it"
+        problem = "on CUDA, a restarted worker may compute results with other last bits than before"
         return problem, "use deterministic=true, or recover=off"
     if sys.platform != "linux" or platform.machine() not in _TOTAL_STORE_ORDER:
         here = f"{platform.system()} on {platform.machine()}"

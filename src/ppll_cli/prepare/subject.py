@@ -281,7 +281,8 @@ def _check_units(
 def _check_form(unit: Unit, model: tuple[str, object]) -> None:
     if isinstance(unit.build, nn.Module) or not callable(unit.build):
         problem = f"`build` of unit {unit.name!r} is no function that returns a network"
-        raise ConfigError(*model, problem, "for example functools.partial(nn.Linear, 16, 16)")
+        remedy = "give a function, for example functools.partial(nn.Linear, 16, 16)"
+        raise ConfigError(*model, problem, remedy)
     for names in (unit.reads, unit.writes):
         # The order of a set differs between processes.
         ordered = isinstance(names, tuple | list)
@@ -289,5 +290,6 @@ def _check_form(unit: Unit, model: tuple[str, object]) -> None:
             problem = f"reads and writes of unit {unit.name!r} must be tuples of names"
             raise ConfigError(*model, f"{problem}, not {names!r}", 'for example ("x",)')
     if not unit.writes or len({*unit.writes}) < len(unit.writes):
-        problem = f"unit {unit.name!r} writes {unit.writes}: it must write at least one tensor"
+        problem = f"unit {unit.name!r} writes {unit.writes}: it must write at least one tensor, "
+        problem += "and no name twice"
         raise ConfigError(*model, problem, "give each tensor a name of its own")

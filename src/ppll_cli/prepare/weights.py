@@ -80,7 +80,7 @@ def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeigh
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     except Exception as error:  # safetensors, torch and the file system raise several kinds
         reason = " ".join(str(error).split()) or type(error).__name__
-        remedy = "give a file of safetensors, or a state_dict that torch.save wrote"
+        remedy = "give a safetensors file, or a state_dict that torch.save wrote"
         raise ConfigError("weights", given, f"cannot be read: {reason}", remedy) from None
     with torch.device("meta"):
         model = PlainModel(units)
@@ -108,8 +108,8 @@ def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeigh
 
 
 def _fits(saved: Tensor, own: Tensor) -> bool:
-    # Integers cannot become floats: those of a quantised file need scales, which the model does not
-    # know.
+    # Integers are not converted to floats: in a quantised file, they must be multiplied by scales,
+    # which the model does not know.
     return saved.shape == own.shape and own.is_floating_point() <= saved.is_floating_point()
 
 

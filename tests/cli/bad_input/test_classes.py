@@ -237,7 +237,7 @@ model HERE.NoModel | it has no 'units'; see ppll_cli.models.unit.Model
 model HERE.Wider | running a sample through 'second' raised RuntimeError:
 model HERE.TwoNames | unit second returned Tensor instead of a tensor for each name that it writes
 model HERE.NoFunction | `build` of unit 'second' is no function that returns a network
-model HERE.NoName | unit 'second' writes (): it must write at least one tensor; give each tensor
+model HERE.NoName | unit 'second' writes (): it must write at least one tensor, and no name twice
 model HERE.SharedWeights | 'second' has the same 'weight' after two calls of its build(); build()
 local HERE.KeptHead | module 0 raised TypeError: the parameter 'head.1.weight' existed before the
 model HERE.NoBatch | 'second' writes 'x' with shape [1, 7, 64] for 7 samples; the first dimension
@@ -245,10 +245,10 @@ model HERE.Numbered | must return a list of at least one Unit, each with text as
 model HERE.Endless | its units() returns more than 10000 units; it may never end; put several
 model HERE.RaisesInConstructor | constructing it raised KeyError: 'where is it'; see line
 local fractions.Fraction | derive it from ppll_cli.local.method.LocalMethod
-local HERE.ReturnsModule | its criterion() must return a Criterion
+local HERE.ReturnsModule | its criterion() must return a Criterion, not Identity
 local HERE.MisfitHead | the auxiliary network of module 0 raised RuntimeError
 transport HERE.NoTransport | has no 'obstacle'; see ppll_cli.transport.channel.Transport
-data HERE.Misnamed | its class_names are 2, but its task has 10 classes; give each class a name
+data HERE.Misnamed | its class_names has 2 names, but its task has 10 classes; give each class
 data HERE.Unreadable | loading the data raised RuntimeError: the disk is on fire; see line
 """
 
@@ -308,4 +308,4 @@ def test_the_message_names_what_a_classs_result_does_not_fit(refused: Refused) -
     data = chosen("data", f"{__name__}.Labelless")
     refused(data, "own.bin: holds 3 images and 2 labels", "data.root=null")
     model = chosen("model", f"{__name__}.NoPrediction")
-    refused(model, "the loss of its output for features (64, 1, 1) raised", "model=second")
+    refused(model, "the task's loss of its output (64, 1, 1) raised", "model=second")

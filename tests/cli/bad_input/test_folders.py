@@ -34,7 +34,7 @@ def record_with_link(name: str, target: str) -> None:
     link(f"run/{name}", target)
 
 
-NEWER = f"has format {CONFIG_FORMAT + 1}, and this program knows {CONFIG_FORMAT}; use a newer"
+NEWER = f"has format {CONFIG_FORMAT + 1}, but this program reads formats 1 to {CONFIG_FORMAT}; use"
 
 
 UNKNOWN = "--config-dir=conf model=mine hydra.run.dir=${model.dim}"
@@ -48,7 +48,7 @@ UNKNOWN = "--config-dir=conf model=mine hydra.run.dir=${model.dim}"
         (partial(folder, "run"), "that a run printed at its end"),
         (partial(write, "run/config.json"), "holds no config.json"),
         (partial(write, "run/config.json", "[]"), "holds no config.json of a run"),
-        (partial(write, "run/ppll-run.log"), "start it again with"),
+        (partial(write, "run/ppll-run.log"), "start the run again with"),
         (partial(record, format=CONFIG_FORMAT + 1), NEWER),
         (partial(record_with_link, "ppll-run.log", "nothing"), "its ppll-run.log is not a file"),
         (partial(record_with_link, "ppll-run.log", "config.json"), "ppll-run.log is a symbolic l"),
@@ -66,7 +66,7 @@ def test_a_folder_that_cannot_be_resumed_is_refused(
     ("more", "start", "words"),
     [
         ("--multirun", "resume=", "is the folder of a single run; remove --multirun"),
-        ("hydra.run.dir=other", "hydra.run.dir=other", "leave it out"),
+        ("hydra.run.dir=other", "hydra.run.dir=other", "leave this option out"),
     ],
 )
 def test_a_run_is_resumed_in_its_own_folder_only(

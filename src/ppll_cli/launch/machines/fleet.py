@@ -192,16 +192,17 @@ class Fleet:
         try:
             return self._met.result(where.limit_s + 2 * LEAVING_S)
         except TimeoutError:
-            problem = "the store there does not answer"
+            problem = "the store of torch.distributed there does not answer"
         except RuntimeError as error:
-            problem = "no store could be reached there"
+            problem = "no store of torch.distributed could be reached there"
             if not (self.first or where.hosted):
                 problem = (
                     f"machine 0, which runs the store, did not join within {where.limit_s:g} s"
                 )
             problem = f"{problem}: {_first_line(error)}"
         self._ended.set()
-        raise ConfigError("MASTER_ADDR", place, problem)
+        remedy = "check that machine 0 has started, and that all machines can reach this port"
+        raise ConfigError("MASTER_ADDR", place, problem, remedy)
 
     # The methods below run in threads of `Fleet` and of `Parcels`.
 
@@ -253,8 +254,8 @@ class Fleet:
                 store.set(f"{new}/hello/{self.rank}", json.dumps(own))
             if self._session and store.check([f"{self._session}/welcome"]):
                 welcome = read_welcome(store.get(f"{self._session}/welcome"))
-                # After a restart by torchrun, the store may still have the welcome of the session
-                # before. Only the new welcome has this machine's word.
+                # After a restart by torchrun, the store may still have the welcome of the earlier
+                # session. Only the new welcome has this machine's word.
                 (mine,) = welcome[self.rank : self.rank + 1] or [None]
                 if mine is not None and mine.get("word") == own["word"]:
                     store.set(f"{self._session}/seen/{self.rank}", "")

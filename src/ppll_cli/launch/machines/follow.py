@@ -204,17 +204,18 @@ def _within_reach(fleet: Fleet, message: Message, held: ExitStack) -> Message:
     return {**message, "run_dir": str(own), "checkpoint": start}
 
 
-def _check_weights(prepared: Prepared, message: Message) -> None:
+def _check_weights(fleet: Fleet, prepared: Prepared, message: Message) -> None:
     used, wanted = prepared.weights, message["weights_sha256"]
     if used is not None and used["sha256"] != wanted:
-        problem = "is not the same file here as on machine 0: the digests differ"
+        own, first = fleet.name(fleet.rank), fleet.name(0)
+        problem = f"is not the same file on {own} as on {first}: the digests differ"
         raise ConfigError("weights", used["file"], problem, "copy the same file to all machines")
 
 
 def _prepared(fleet: Fleet, message: Message) -> tuple[Prepared, Transport]:
     settings = parse(message["config"])
     prepared = prepare(settings, message["run_dir"], fleet.machines, fleet.rank)
-    _check_weights(prepared, message)
+    _check_weights(fleet, prepared, message)
     job = replace(prepared.job, start=message["start"])
     if message["checkpoint"] is not None:
         job = replace(job, checkpoint=Path(message["checkpoint"]))

@@ -144,7 +144,8 @@ class Parcels:
             if self._ended.wait(LOOK_S):
                 raise RuntimeError("the transfer was cancelled")
             now_s = time.monotonic()
-            waited_s += min(now_s - looked_s, 1.0)  # sleep of this machine does not count
+            # If this process was paused (SIGSTOP, or sleep of the machine), count at most 1 s.
+            waited_s += min(now_s - looked_s, 1.0)
             looked_s = now_s
             if waited_s > STALLED_S:
                 what = "came" if there else "was read"
