@@ -95,7 +95,9 @@ def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
     if type(version) is not int or not 1 <= version <= CONFIG_FORMAT:
         found = f"its {CONFIG_FILE} has format {version}"
         problem = f"{found}, but this program reads formats 1 to {CONFIG_FORMAT}"
-        raise ConfigError("resume", run_dir, problem, "use a newer ppll-run")
+        newer = type(version) is int and version > CONFIG_FORMAT
+        remedy = "use a newer ppll-run" if newer else "restore the file that the run wrote"
+        raise ConfigError("resume", run_dir, problem, remedy)
     if version == 1 and DIGEST not in record:  # an older program wrote no digest
         return
     if record.get(DIGEST) != digest_of({k: v for k, v in record.items() if k != DIGEST}):

@@ -50,6 +50,7 @@ UNKNOWN = "--config-dir=conf model=mine hydra.run.dir=${model.dim}"
         (partial(write, "run/config.json", "[]"), "holds no config.json of a run"),
         (partial(write, "run/ppll-run.log"), "start the run again with"),
         (partial(record, format=CONFIG_FORMAT + 1), NEWER),
+        (partial(record, format="1"), f"formats 1 to {CONFIG_FORMAT}; restore the file"),
         (partial(record_with_link, "ppll-run.log", "nothing"), "its ppll-run.log is not a file"),
         (partial(record_with_link, "ppll-run.log", "config.json"), "ppll-run.log is a symbolic l"),
         (partial(record_with_link, "metrics.jsonl", "config.json"), "remove the link"),
