@@ -245,8 +245,8 @@ def read_sweep(folder: Path) -> RecordedSweep:
     if not isinstance(record, dict) or (folder / SWEEP_FILE).is_symlink():
         raise _no_sweep(folder, "that file is a link, or not a JSON object")
     if whole(version := record.get("format")) != SWEEP_FORMAT:
-        found = f"its {SWEEP_FILE} has format {version}"
-        problem = f"{found}, but this program reads only format {SWEEP_FORMAT}"
+        problem = f"its {SWEEP_FILE} has format {version}, "
+        problem += f"but this program reads only format {SWEEP_FORMAT}"
         raise ConfigError("resume", folder, problem, "use the version of ppll-run that wrote it")
     if record.get("sweeper") != BASIC:
         problem = (
