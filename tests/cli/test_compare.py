@@ -75,7 +75,7 @@ def test_refused_jobs_are_listed(tmp_path: Path) -> None:
     [
         (["nowhere"], "RUN_OR_SWEEP_DIR=nowhere: there is no such folder"),
         ([""], "RUN_OR_SWEEP_DIR=: there is no such folder"),
-        ([__file__], f"RUN_OR_SWEEP_DIR={__file__}: is no folder"),
+        ([__file__], f"RUN_OR_SWEEP_DIR={__file__}: is not a folder"),
         (["empty"], "RUN_OR_SWEEP_DIR=empty: holds no run"),
         ([], "arguments=: the following arguments are required: RUN_OR_SWEEP_DIR"),
         (["run", "--nonsense"], "arguments=run --nonsense: unrecognized arguments: --nonsense"),

@@ -91,7 +91,7 @@ def test_a_narrow_terminal_cuts_off_no_digits() -> None:
         (
             ["schedule._target_=my.Own"],
             "schedule._target_=my.Own: ppll-plan compares bp, ll, pp, gpipe, 1f1b, interleaved, "
-            "zb_h1, ppll, and this class would replace each of them; give the class a YAML file, ",
+            "zb_h1, ppll, and this class would replace each of them; write a YAML file for ",
         ),
         (
             ["schedule=1f1b,gpipe", "schedule._target_=my.Own"],

@@ -167,5 +167,5 @@ def test_a_folder_that_cannot_be_written_is_refused_by_name(
 ) -> None:
     (tmp_path / "cache").write_text("a file where a folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(ConfigError, match="it cannot be written"):
+    with pytest.raises(ConfigError, match="the folder cannot be written to"):
         provide(Pixels(**options()), FILES, URL, never)

@@ -49,7 +49,10 @@ def test_links_in_two_classes_may_lead_to_one_file(
     [
         (0, ""),
         (1, "data.val_fraction=0.5 holds out all pictures of the class r0: the model cannot"),
-        (2, "all pictures of the class r0, and of 1 more: the model cannot learn it; give a sm"),
+        (
+            2,
+            "all pictures of the class r0, and of 1 more: the model cannot learn a class that has ",
+        ),
     ],
 )
 def test_a_class_that_is_wholly_held_out_is_named(

@@ -30,7 +30,7 @@ class Detailing(OtherTask):
         (Details("sample", [ENTRY]), "returned the kind 'sample' instead of 'class' or 'picture'"),
         (
             Details("picture", [ENTRY | {"distance": torch.ones(())}]),
-            "returned values that are no plain data: Object of type Tensor is not JSON",
+            "returned values that are not plain data: Object of type Tensor is not JSON",
         ),
     ],
 )

@@ -47,7 +47,7 @@ def check_surroundings() -> None:
         ConfigError: The system is not supported, or the current folder does not exist any more.
     """
     if sys.platform not in ("linux", "darwin"):
-        raise ConfigError("platform", sys.platform, "is not supported", "use Linux, or macOS")
+        raise ConfigError("platform", sys.platform, "is not supported", "use Linux or macOS")
     try:
         os.getcwd()
     except OSError:

@@ -30,9 +30,9 @@ deviation and number of seeds. Interrupted and failed runs are listed with what 
 runs that differ in model, data, batch size, epochs, precision or device are marked.
 """
 EPILOG = """\
-Writes comparison.csv (each run), comparison_groups.csv, comparison.md and comparison.png: into
-the given folder, if it is a single folder that holds runs; else into the current directory. The
-last line of the output says where they are.
+Writes comparison.csv (each run), comparison_groups.csv, comparison.md and comparison.png. Without
+--output, they go into the given folder, if you give only one and it is not itself a run directory;
+else into the current directory. The last line of the output says where they are.
 
 Exit status: 0 done; 2 wrong input (one line says what is wrong); 1 the table could not be printed.
 """
@@ -60,7 +60,7 @@ def _main(arguments: Sequence[str]) -> None:
     for given, folder in zip(options.folders, folders, strict=True):
         if not given or not os.path.isdir(folder):  # Path("") would be the current folder
             is_file = os.path.isfile(folder)
-            raise _refused(given, "is no folder" if is_file else "there is no such folder")
+            raise _refused(given, "is not a folder" if is_file else "there is no such folder")
         if not os.access(folder, os.R_OK | os.X_OK):
             raise _refused(given, "cannot be read: permission denied")
     comparison = compare(folders, each=options.each)

@@ -37,8 +37,8 @@ predicts for pictures of your own: labels, boxes, or enlarged pictures.
 """
 EPILOG = """\
 Arguments with a `=` are overrides, as for ppll-run: data=OPTION, data.KEY, device, threads and
-batch_size can be set. If the run used a class of your own, name it again, as for resume:
---config-dir=FOLDER, or model._target_=CLASS.
+batch_size can be set. If the run used a class of your own, name the class again, as when you resume
+the run: --config-dir=FOLDER, or model._target_=CLASS.
 
   ppll-eval outputs/DATE/TIME
   ppll-eval outputs/DATE/TIME --checkpoint=best --split=val

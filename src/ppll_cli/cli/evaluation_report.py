@@ -181,7 +181,8 @@ def _table(kind: str, entries: Sequence[Mapping[str, Any]], task: Task) -> "Tabl
         known.sort(key=lambda entry: float(entry[task.metric]), reverse=lower)
         shown = known[:MOST_ROWS]
         which = "highest" if lower else "lowest"
-        title = f"the {len(shown)} {which} of {len(entries)}; {RESULTS_FILE} has all"
+        title = f"the {len(shown)} with the {which} {task.metric}; {RESULTS_FILE} has all "
+        title += str(len(entries))
     table = Table(box=None, title=title, title_justify="left", pad_edge=False)
     table.add_column(kind, overflow="fold")
     for name in names[1:]:

@@ -64,7 +64,7 @@ class Jobs:
         ends: After a sweep, the status of each job that did not complete.
     """
 
-    # The sweeper and the callback read this, because Hydra makes them without arguments of ours.
+    # Hydra creates the sweeper and the callback, and cannot pass them a `Jobs`. They read this one.
     current: ClassVar["Jobs"]
 
     arguments: Sequence[str] = ()
@@ -86,7 +86,7 @@ class Jobs:
 
         Call this before Hydra writes. If the run is refused, `remove_refused` restores the files.
         """
-        self.folder = Path(os.path.abspath(folder))  # without `..`, as Hydra names it
+        self.folder = Path(os.path.abspath(folder))  # without `..`, like Hydra's `output_dir`
         places = (self.folder, *self.folder.parents)
         self.above = next(path for path in places if os.path.exists(path))
         if self.before is not None:  # Hydra replaces no file of a run that is resumed
@@ -96,9 +96,10 @@ class Jobs:
 
     def remove_begun(self) -> None:
         """Remove what Hydra wrote before it failed to begin a job, for example on a full disk."""
-        if self.folder == Path() or self.before is not None:  # nothing was written, or it may stay
+        # Without a folder, Hydra has written nothing. A run that is resumed keeps its files.
+        if self.folder == Path() or self.before is not None:
             return
-        with suppress(OSError):  # the error of Hydra says more
+        with suppress(OSError):  # the user sees Hydra's error instead
             remove_refused(self.folder, {*HYDRAS, LOG_FILE}, self.above, self.earlier)
 
     def run(self, cfg: "DictConfig") -> float | None:
@@ -157,7 +158,7 @@ class Jobs:
         strangers = sorted({path.name for path in run_dir.iterdir()} - known)
         goes_on = self.before or (self.swept is not None and CONFIG_FILE in strangers)
         if strangers and not goes_on:
-            if run_dir == self.folder:  # else `earlier` lacks what was in the folder
+            if run_dir == self.folder:  # `earlier` has no files of a sweep's run directories
                 remove_refused(run_dir, ours, self.above, self.earlier)
             problem = f"is not empty: it holds {strangers[0]}"
             raise occupied(str(run_dir), problem)

@@ -161,8 +161,9 @@ def _named(override: "Override", overrides: Sequence[str]) -> str | None:
     if "${" not in name:
         return name
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        # Hydra does not know the user's folders here, so it may refuse the user's own options. In
-        # that case, compose this override alone: most directories' names use no other override.
+        # Hydra does not know the folders of --config-dir here, so it may refuse the user's own
+        # options. In that case, compose the configuration with this override alone: the names of
+        # most run directories depend on no other override.
         for given in (list(overrides), [text(override)]):
             with suppress(HydraException, OmegaConfBaseException):
                 return str(compose(CONFIG, given, return_hydra_config=True).hydra.run.dir)

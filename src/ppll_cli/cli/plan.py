@@ -183,7 +183,10 @@ def _lists(overrides: Sequence[str]) -> tuple[dict[str, tuple[Any, ...]], list[s
     if classes and len(lists["schedule"]) > 1:
         compared = ", ".join(map(str, lists["schedule"]))
         problem = f"ppll-plan compares {compared}, and this class would replace each of them"
-        remedy = "give the class a YAML file, or name one schedule, as in schedule=1f1b"
+        remedy = (
+            "write a YAML file for the class in FOLDER/schedule and give --config-dir=FOLDER, or "
+            "name one schedule, as in schedule=1f1b"
+        )
         raise ConfigError("schedule._target_", classes[0], problem, remedy)
     for key in ("gpus", "replicas"):
         for number in lists[key]:

@@ -135,9 +135,10 @@ class Planner:
             cores = usable_cores()
             lines[0] += f" with {threads} thread(s), {self._bp(cores):.0f} with all {cores} cores"
         beside = ", ".join(str(count) for count in sorted(self._beside - {0}))
-        measured = "times of units were measured with nothing else running"
+        measured = "times of units were measured in one process alone"
         if beside:
-            measured += f" and, for stages that compute together, beside {beside} other process(es)"
+            measured += " and, for stages that compute at the same time, beside "
+            measured += f"{beside} other process(es)"
         lines.append(f"{measured}; they are medians of training steps on copies of the units")
         if beyond := [str(count) for count in gpus if count > max(1, here)]:
             lines.append(
@@ -157,9 +158,9 @@ class Planner:
         if max(self.replicas or gpus) > 1:
             lines.append(
                 "each replica trains on its share of a batch, and BatchNorm, if the model has any, "
-                "uses the statistics of this share alone; a ring all-reduce is predicted to take "
-                "as long as a copy of the bytes that it sends, or, if a link's bandwidth is given, "
-                "to overlap with the backward"
+                "uses the statistics of this share alone; the ring all-reduce of gradients is "
+                "predicted to take as long as a copy of the bytes that it sends, or, if a link's "
+                "bandwidth is given, to overlap with the backward passes"
             )
         if local := [name for name in self.schedules if self._schedule(name).local]:
             lines.append(f"schedules that train modules by local losses: {', '.join(local)}")

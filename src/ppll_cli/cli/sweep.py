@@ -53,7 +53,7 @@ def direction_of(config: Any) -> str | None:
     The result is None if there is no search, or if the sweeper names no direction.
     """
     value = OmegaConf.select(config, "sweeper.direction") if _is_search(config) else None
-    name = getattr(value, "name", value)  # the plugin's schema has an enum
+    name = getattr(value, "name", value)  # an enum, if the plugin's schema defines it as one
     return name if name in ("minimize", "maximize") else None
 
 
@@ -61,8 +61,8 @@ def warn_of_tuning(config: Any, objective: str) -> None:
     """Log a warning if a sweeper chooses settings by results on the test set."""
     if _is_search(config) and objective.startswith(("test.", "test_ema.")):
         log.warning(
-            "objective=%s: the sweeper tunes on the test set, so test results will be too good; "
-            "data.val_fraction=0.1 holds out a part of the training set to tune on",
+            "objective=%s: the sweeper tunes on the test set, so test results will be too "
+            "optimistic; data.val_fraction=0.1 holds out a part of the training set to tune on",
             objective,
         )
 

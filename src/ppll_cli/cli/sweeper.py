@@ -224,7 +224,7 @@ def _check_options(folder: Path, number: int, config: DictConfig) -> None:
     for group, name in config.hydra.runtime.choices.items():
         # For example, the name `../NAME` would point to a file elsewhere.
         if name is not None and not OPTION.fullmatch(str(name)):
-            problem = f"job {number} of this sweep has {group}={name}, which is not an option"
+            problem = f"job {number} of this sweep has {group}={name}, which names no option"
             raise ConfigError("resume", folder, problem, "start a new sweep")
 
 

@@ -41,7 +41,8 @@ def chosen(key: str | None, summary: Summary, metric: str) -> str:
             raise ConfigError("objective", key, f"{place} has no {name!r}", remedy)
         node = there[name]
     if not (node is None or is_number(node)):
-        raise ConfigError("objective", key, "is not a number in summary.json")
+        remedy = f"give the key of a number, such as test.{metric}"
+        raise ConfigError("objective", key, "is not a number in summary.json", remedy)
     return key
 
 

@@ -206,8 +206,8 @@ def locate(key: str, path: object) -> Any:
 
 def _make_findable(package: str) -> None:
     folder = str(start_folder())
-    # Only if needed, and as the last entry: no file in the folder must hide an installed package.
-    # Workers inherit `sys.path`.
+    # Add the folder only if it is needed, and as the last entry, so that no file in it hides an
+    # installed package. Workers inherit `sys.path`.
     with suppress(ValueError):  # raised for `__main__`, for example, which is already imported
         if folder not in sys.path and find_spec(package) is None:
             sys.path.append(folder)

@@ -79,7 +79,8 @@ class SplitBatches(Generic[Data, Content]):
     def order(self, epoch: int) -> Tensor:
         """Return the indices of all N training samples in the order of an epoch, int64 [N]."""
         if self._latest is None or self._latest[0] != epoch:
-            # Not a global generator: those are seeded for each batch, but an epoch has one order.
+            # Global generators are seeded anew for each batch, but the order is the same in all
+            # batches of an epoch. So it needs a generator of its own.
             generator = generator_of(seeding.sample_order(self.seed, epoch))
             order = torch.randperm(len(self.splits["train"]), generator=generator)
             self._latest = epoch, to_device(order, self._order_device)
@@ -232,7 +233,7 @@ class Ahead:
         self._thread = ThreadPoolExecutor(
             1, thread_name_prefix="batches", initializer=self._begin, initargs=(threads,)
         )
-        # A subclass may draw differently from its base class.
+        # `in_advance` is not inherited: a subclass may draw from a global generator.
         self._in_advance = bool(vars(type(batches)).get("in_advance"))
         self._checked = False
         self._next: tuple[tuple[int, int], Future[Made]] | None = None
@@ -252,7 +253,8 @@ class Ahead:
         tensors, made = self._next[1].result()
         self._side.hand_over(tensors, made)
         self._next = None
-        if self._in_advance:  # other batches would draw at the same time as the networks
+        # Other batches draw from global generators, and networks would draw from them meanwhile.
+        if self._in_advance:
             last = batch + 1 == self._batches.steps_per_epoch
             self._start(*((epoch + 1, 0) if last else (epoch, batch + 1)))
         return tensors
@@ -276,7 +278,7 @@ class Ahead:
 
     @contextmanager
     def _without_global_draws(self) -> Iterator[None]:
-        # The caller waits for the first batch, so no network draws meanwhile.
+        # The caller waits for the first batch, so no network draws random numbers meanwhile.
         with noticed_draws(generators_of(self._device)) as drawn:
             yield
         if drawn:

@@ -16,7 +16,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.images import IMAGE, ImageSpec
 from ppll_cli.leaves.limits import Natural, NotNegative, Positive
 
-if TYPE_CHECKING:  # at run time, wrong options are refused before torch is imported
+if TYPE_CHECKING:  # not at run time: wrong options are refused before torch is imported
     import torch
     from PIL.Image import Image
 
@@ -134,5 +134,5 @@ def check_normalisation(mean: list[float], std: list[float], channels: int) -> N
     """Check that `data.mean` and `data.std` each have one value, or one value per channel."""
     for key, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
-            problem = f"has {len(values)} values, the images have {channels} channels"
+            problem = f"has {len(values)} values, but the images have {channels} channels"
             raise ConfigError(f"data.{key}", values, problem, "give one value, or one per channel")

@@ -98,7 +98,7 @@ def parse(content: Any) -> Index:
     files = [entry.text("file_name") for entry in pictures.values()]
     for key, listed in (("categories", names), ("images", files)):
         if not listed:
-            raise ValueError(f"its {key} are empty")
+            raise ValueError(f"its list of {key} is empty")
     labels = {number: label for label, number in enumerate(categories)}
     objects: dict[int, list[Object]] = {number: [] for number in pictures}
     for entry in _entries(content, "annotations"):

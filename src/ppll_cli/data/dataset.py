@@ -16,7 +16,7 @@ from ppll_cli.leaves.images import ImageSpec
 
 __all__ = ["Arrays", "ImageDataset", "Part", "fixed_random"]  # users' data sets import these names
 
-if TYPE_CHECKING:  # at run time, wrong options are refused before torch is imported
+if TYPE_CHECKING:  # not at run time: wrong options are refused before torch is imported
     import torch
 
     from ppll_cli.data.batches import Batches, Split
@@ -108,8 +108,9 @@ class ImageDataset(Classified):
         """
         train, test = self._checked("train"), self._checked("test")
         if train.images.shape[1:] != test.images.shape[1:]:
-            sizes = f"{test.images.shape[1:]}, but the training images {train.images.shape[1:]}"
-            raise self.fault(test.source, f"its images are {sizes}", self.remedy)
+            own, others = test.images.shape[1:], train.images.shape[1:]
+            problem = f"its images have the shape {own}, but the training images {others}"
+            raise self.fault(test.source, problem, self.remedy)
         self.check_pad(min(train.images.shape[2:]))
         parts = {"train": train}
         if self.val_fraction:

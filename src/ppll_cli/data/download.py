@@ -73,7 +73,7 @@ def provide(
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(Path(scratch, name), folder / name)
     except OSError as error:
-        raise refused(f"and it cannot be written ({one_line(error)})") from error
+        raise refused(f"and the folder cannot be written to ({one_line(error)})") from error
 
 
 def _fetch_bounded(fetch: Fetch, folder: Path) -> Exception | None:

@@ -99,7 +99,7 @@ def free_place(
         taken: Places of other labels.
         below: Whether places below the box are tried before places above it.
     """
-    last = frame[0] - size[0], frame[1] - size[1]  # the last corner with the label inside
+    last = frame[0] - size[0], frame[1] - size[1]  # largest left and top inside the frame
     if min(last) < 0:
         return None
     for corners in _corners(size, box, last, below=below):

@@ -58,7 +58,8 @@ class Files:
         check_options("data", self)
         if self.root is not None and not readable(self.root):
             problem = "is not a folder that can be read"
-            raise ConfigError("data.root", self.root, problem, "create it, or give null")
+            remedy = "give an existing folder that you can read, or null"
+            raise ConfigError("data.root", self.root, problem, remedy)
 
     @property
     def folder(self) -> Path:
@@ -138,7 +139,7 @@ def repeated(parts: Mapping[str, Iterable[str | Path]]) -> Iterator[tuple[Place,
     Yields:
         For each repetition, its place in `parts`, and the place where the file is listed first.
     """
-    real_folder = cache(os.path.realpath)  # many files are in few folders
+    real_folder = cache(os.path.realpath)  # resolve each folder only once
     seen: dict[str, tuple[Place, bool]] = {}
     for part, files in parts.items():
         for number, file in enumerate(files):

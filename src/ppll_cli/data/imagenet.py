@@ -49,7 +49,7 @@ class ImageNet(LabelledPictures):
         super().__post_init__()
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
-            remedy = "give 0 < low <= high <= 1"
+            remedy = "give [low, high] with 0 < low <= high <= 1"
             raise ConfigError("data.crop_scale", self.crop_scale, "is not a range of areas", remedy)
 
     @property

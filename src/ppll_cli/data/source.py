@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-if TYPE_CHECKING:  # at run time, wrong options are refused before torch is imported
+if TYPE_CHECKING:  # not at run time: wrong options are refused before torch is imported
     import torch
     from PIL import Image
     from torch import Tensor

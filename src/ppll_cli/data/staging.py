@@ -18,7 +18,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
-    # torch's caching allocator reuses the pinned copy only after the copy to the device.
+    # torch's caching allocator reuses the pinned memory only when the copy to the device has ended.
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
@@ -33,7 +33,7 @@ class SideStream:
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            # Queued work, such as the copy of a data set, must come first.
+            # Work that is already queued, such as the copy of a data set, must be done first.
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
     def enter(self) -> None:
@@ -61,4 +61,6 @@ class SideStream:
         current.wait_event(made)
         for tensor in tensors.values():
             if tensor.is_cuda:  # a user's data set may leave some tensors on the host
-                tensor.record_stream(current)  # else the side stream could reuse the memory early
+                # Otherwise the memory could be given to a new tensor of the side stream while the
+                # current stream still reads the old one.
+                tensor.record_stream(current)

@@ -97,7 +97,7 @@ class Voc(DetectionDataset):
 
     @property
     def _remedy(self) -> str:
-        return f"unpack the archives of {URL} there"
+        return f"unpack the archives of {URL} into {self.folder}"
 
     def _pictures(self, year: str, name: str) -> list[str]:
         path = self.folder / _list(year, name)

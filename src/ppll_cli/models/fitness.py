@@ -87,7 +87,7 @@ def uses_others(network: nn.Module, inputs: Sequence[Tensor]) -> bool:
     """
     own = {id(parameter) for parameter in network.parameters()}
     made: Any = ()
-    with suppress(Exception), torch.enable_grad():  # other checks find the errors
+    with suppress(Exception), torch.enable_grad():  # other checks report errors
         made = network.train()(*inputs)
     tensors = made if isinstance(made, tuple) else (made,)
     nodes = [each.grad_fn for each in tensors if isinstance(each, Tensor)]

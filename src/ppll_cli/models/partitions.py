@@ -52,7 +52,7 @@ def named_partitions(depth: int) -> Mapping[str, Sequence[str]]:
         man = {
             # Our choice: first modules of two units, then modules of one unit.
             "man_K32": residual[: 2 * pairs : 2] + residual[2 * pairs :],
-            "man_K55": residual,  # our reading
+            "man_K55": residual,  # our reading: each residual unit is a module
         }
     # In MAN's partitions, the stem is a separate module.
     man = {name: list(dict.fromkeys(["layer1.0", *cuts])) for name, cuts in man.items()}

@@ -99,8 +99,8 @@ class _Uncompiled(ModuleType):
 
 
 class _NoModules(nullcontext[None]):
-    # Replaces the tracker of torch's FLOP counter, whose hooks fail if a forward computes gradients
-    # by `torch.autograd.grad`, or returns a view of a weight.
+    # Replaces the module tracker of torch's FLOP counter. The tracker's hooks fail if a forward
+    # pass computes gradients by `torch.autograd.grad`, or returns a view of a weight.
     parents = frozenset({"Global"})
 
 

@@ -134,7 +134,7 @@ def check_names(names: Sequence[str]) -> None:
             why = f"{wrong[0]!r} is an attribute of every nn.Module"
             why = why if wrong[0] else "a part of it is empty"
             raise ConfigError("model", name, f"cannot be a unit name: {why}", "use another name")
-    # Sorted by its parts, a prefix comes right before the names that begin with it.
+    # If names are sorted by their parts, a prefix comes right before the names that begin with it.
     ordered = sorted(enumerate(names), key=lambda numbered: numbered[1].split("."))
     for one, other in pairwise(ordered):
         if f"{other[1]}.".startswith(f"{one[1]}."):

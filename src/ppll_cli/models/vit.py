@@ -60,8 +60,8 @@ class Attention(nn.Module):
     """Multi-head self-attention with the same parameters as `nn.MultiheadAttention`."""
 
     # torch's class is not used, because it works on [T, B, D]: with it, training on a CPU takes 1.1
-    # to 1.4 times as long. In evaluation, torch's class uses an algorithm that changes the last
-    # bits.
+    # to 1.4 times as long. In evaluation, torch's class uses another algorithm, whose results
+    # differ in the last bits.
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()

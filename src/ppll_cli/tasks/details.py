@@ -54,7 +54,9 @@ def detailed(task: Any, rows: Tensor, names: Sequence[str]) -> Details:
     try:
         json.dumps([*found.entries, found.confusion])
     except TypeError as error:
-        raise TypeError(f"{method} returned values that are no plain data: {error}") from None
+        wanted = "return texts, numbers, booleans, None, lists and dictionaries"
+        problem = f"returned values that are not plain data: {error}; {wanted}"
+        raise TypeError(f"{method} {problem}") from None
     return found
 
 

@@ -62,7 +62,7 @@ def ssim_map(one: Tensor, other: Tensor) -> Tensor:
     Returns:
         float64 [B, H - 10, W - 10], for pixels whose window is inside the picture.
     """
-    # Variances are differences of large numbers.
+    # Use float64, because variances are small differences of large numbers.
     x, y = one.double(), other.double()
     mean_x, mean_y, xx, yy, xy = map(_blur, (x, y, x * x, y * y, x * y))
     variance_x, variance_y = xx - mean_x * mean_x, yy - mean_y * mean_y

@@ -164,7 +164,7 @@ class SuperResolution:
 
 def _by_picture(rows: Tensor) -> dict[int, list[float]]:
     numbers = sorted(set(rows[:, 0].tolist()))
-    # `fsum`, because replicas and a resume change the order of the rows, but not its sums.
+    # Replicas and a resume change the order of the rows. The order has no effect on `fsum`.
     return {int(n): [*map(fsum, rows[rows[:, 0] == n, 1:].T.tolist())] for n in numbers}
 
 

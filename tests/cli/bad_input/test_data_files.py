@@ -73,7 +73,7 @@ PACKED = gzip.compress(idx(IMAGES))
         ({TEST_LABELS: idx(LABELS[:5])}, "holds 6 images and 5 labels"),
         (
             {TEST_IMAGES: idx(IMAGES[:, :, :14])},
-            "its images are (1, 28, 14), but the training images (1, 28, 28)",
+            "its images have the shape (1, 28, 14), but the training images (1, 28, 28)",
         ),
         (
             {TRAIN_IMAGES: None, f"{TRAIN_IMAGES}.gz": PACKED[:-9]},

@@ -95,7 +95,7 @@ fba=on local=dgl | fba=on | reads no feature bank; use local=fba
 """
 
 DATA = """
-data.root=/no/where | create it, or give null
+data.root=/no/where | give an existing folder that you can read, or null
 data=imagefolder | data.root=null | data.root=FOLDER, with the folders train and test
 data.augment=all | 'basic', 'randaugment' or 'none'
 data=fashion_scenes data.root=root data.download=false +data.mixup=1 | has no such option
@@ -133,7 +133,7 @@ fba=on fba.features=first | stands for the long skip of super-resolution, but th
 model=resnet32 data=synthetic local=vit_blocks | use a ViT model, or
 optim.label_smoothing=1 | less than 1
 schedule=interleaved schedule.chunks=0 | must be greater than or equal to 1
-data.root= | create it, or give null
+data.root= | give an existing folder that you can read, or null
 data=fashion_scenes data.side=9 | greater than or equal to 32
 model=resnet32 data=synthetic model.drop_path=-0.1 | greater than or equal to 0
 data=cifar | did you mean cifar10? there are cifar10, cifar100, coco

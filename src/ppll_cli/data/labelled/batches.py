@@ -13,7 +13,7 @@ from ppll_cli.data.labelled.loader import TRIES, Wanted
 from ppll_cli.data.labelled.loaders import DecodedAhead, Loaders, Loading
 from ppll_cli.data.staging import to_device
 
-if TYPE_CHECKING:  # the data set imports this file
+if TYPE_CHECKING:  # not at run time: the data set's file imports this file
     from ppll_cli.data.labelled.dataset import LabelledPictures
 
 

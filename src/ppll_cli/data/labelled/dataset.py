@@ -29,7 +29,7 @@ from ppll_cli.leaves.images import ImageSpec
 from ppll_cli.leaves.limits import Count, Natural
 from ppll_cli.leaves.machine import memory_bytes
 
-if TYPE_CHECKING:  # at run time, wrong options are refused before torch is imported
+if TYPE_CHECKING:  # not at run time: wrong options are refused before torch is imported
     import torch
     from PIL.Image import Image
 
@@ -151,7 +151,9 @@ class LabelledPictures(Classified):
         def make(folder: Path) -> None:
             if len(listing) > _SAID:
                 log.warning(
-                    "resizing %d pictures once, with %d processes", len(listing), self.processes
+                    "resizing %d pictures with %d processes; later runs find them in the cache",
+                    len(listing),
+                    self.processes,
                 )
             with pixels_file(folder / "images.npy", *shape) as file:
                 for images in self._decoded(listing.paths):
@@ -240,7 +242,8 @@ class LabelledPictures(Classified):
         if len(lacking):
             log.warning(
                 "data.val_fraction=%g holds out all pictures of the class %s%s: the model cannot "
-                "learn it; give a smaller fraction, or add pictures",
+                "learn a class that has no training pictures; give a smaller fraction, or add "
+                "pictures",
                 self.val_fraction,
                 self.class_names[lacking[0]],
                 f", and of {len(lacking) - 1} more" if len(lacking) > 1 else "",

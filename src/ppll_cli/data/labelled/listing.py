@@ -178,7 +178,8 @@ def _check_classes(source: Path, found: Iterable[str], train: Iterable[str]) -> 
     new, lacking = sorted(set(found) - set(train)), sorted(set(train) - set(found))
     if new:
         problem = f"has the class {new[0]}, which the training pictures do not have"
-        raise ListingError(source, problem, f"add {new[0]} to them, or remove it here")
+        remedy = f"add {new[0]} to the training pictures, or remove it from {source.name}"
+        raise ListingError(source, problem, remedy)
     if lacking and source.is_dir():
         problem = f"lacks the class {lacking[0]}, which the training pictures have"
         remedy = f"make the folder {source / lacking[0]}, empty if there are no pictures for it"

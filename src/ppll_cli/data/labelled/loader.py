@@ -129,7 +129,7 @@ def main(requests: int, memory: int, side: int) -> None:
     """
     for number in STOPPING:  # ignore signals, because the worker ends its loaders
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":  # Linux kills this process when the worker ends
+    if sys.platform == "linux":  # Linux kills this process when its parent thread ends
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
     try:
         serve(Connection(requests), shared_images(memory, side))

@@ -73,7 +73,7 @@ class Loaders:
         for loader in loaders:  # daemon threads, because a pool's threads would delay the exit
             Thread(target=loader.work, args=(self._jobs,), name="loader", daemon=True).start()
         self.processes = [loader.process for loader in loaders]
-        # `close` also runs when this object is freed, so the threads hold no reference to it.
+        # `close` also runs when this object is freed. So no thread may keep a reference to it.
         self.close = Finalize(self, _end, (loaders, self._jobs), exitpriority=10)
 
     def begin(self, wanted: Sequence[Wanted]) -> "Loading":

@@ -21,7 +21,7 @@ from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.picture_quality import RADIUS
 from ppll_cli.tasks.super_resolution import BICUBIC, TARGET, TILE
 
-if TYPE_CHECKING:  # the data set imports this file
+if TYPE_CHECKING:  # not at run time: the data set's file imports this file
     from ppll_cli.data.pictures.dataset import PictureDataset
 
 

@@ -23,7 +23,7 @@ from ppll_cli.data.staging import to_device
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.detection import BOXES, COUNT, FRAME, IGNORED, LABELS, NUMBER
 
-if TYPE_CHECKING:  # the data set imports this file
+if TYPE_CHECKING:  # not at run time: the data set's file imports this file
     from ppll_cli.data.scenes.dataset import DetectionDataset
 
 

@@ -31,7 +31,7 @@ CONTRAST = 55.0
 """Wanted distance between the mean colours of an item and its background (from 0 to 255)."""
 
 _ITEM = 28
-_THRESHOLD = 16  # smallest grey value of pixels that belong to an item
+_THRESHOLD = 16  # pixels from this grey value on belong to an item (see also `_cutout`)
 _PLACES = 12  # number of places that are tried before an item is left out
 _NOISE = 9  # largest noise that is added to a colour value (0 to 255)
 

@@ -20,7 +20,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.images import IMAGE, ImageSpec
 from ppll_cli.leaves.limits import Count, Positive
 
-if TYPE_CHECKING:  # at run time, wrong options are refused before torch is imported
+if TYPE_CHECKING:  # not at run time: wrong options are refused before torch is imported
     import torch
     from PIL.Image import Image
 
@@ -96,7 +96,12 @@ class DetectionDataset(Files, ABC):
                     if name == "train"
                     else "ap will be null"
                 )
-                log.warning("the %d pictures of %s have no objects: %s", len(scenes), name, then)
+                log.warning(
+                    "the %d pictures of %s have no objects, or only ignored ones: %s",
+                    len(scenes),
+                    name,
+                    then,
+                )
 
     def load(self) -> dict[str, Scenes]:
         """Return the splits `train` and `test`, and `val` if `val_fraction` is not 0.
@@ -230,6 +235,6 @@ class DetectionDataset(Files, ABC):
 
 
 def _files(scenes: Scenes) -> list[Path]:
-    # Without sizes, the program paints the pictures itself.
+    # `sizes` is None for pictures that the program paints itself. These have no files.
     files = () if scenes.sizes is None else scenes.pixels
     return [file for file in files if isinstance(file, Path)]

@@ -199,7 +199,8 @@ def _remark(files: Sequence[str], pictures: Sequence[Found]) -> str:
     outside = dropped | (sides.prod(axis=1) < _LEAST_PART * _sides(table[:, 1:5]).prod(axis=1))
     missing, wrong = int(dropped.sum()), int(outside.sum())
     if 2 * wrong > total:
-        problem = f"{wrong} of {total} boxes lie outside of their pictures or have no area"
+        problem = f"{wrong} of {total} boxes lie mostly outside of their pictures"
+        problem += ", or are thinner than a pixel"
         raise ValueError(f"{problem}; {files[int(table[outside][0, 0])]} has such boxes")
     if not wrong:
         return ""
