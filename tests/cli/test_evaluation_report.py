@@ -40,4 +40,4 @@ def test_a_class_name_is_quoted_if_a_reader_could_not_tell_where_it_ends(
     found = _predicted({"file": "a.png", "probabilities": sure})
     assert found == f"a.png: {printed} 0.7500, dog 0.2500"
     boxes = [{"class": name, "score": 0.5}]
-    assert _predicted({"file": "a.png", "boxes": boxes}) == f"a.png: 1 boxes: {printed} 0.50"
+    assert _predicted({"file": "a.png", "boxes": boxes}) == f"a.png: 1 box: {printed} 0.50"

@@ -120,7 +120,8 @@ def _predictions(
         except ConfigError as error:
             if error.key != "picture":
                 raise
-            raise ConfigError("--predict", file, error.problem, "give pictures") from None
+            remedy = error.remedy or "give a picture that can be read"
+            raise ConfigError("--predict", file, error.problem, remedy) from None
         result = {"file": str(file), **found.result}
         if found.picture is not None:
             place = Path("predictions", sample_name(number, file))
@@ -204,7 +205,8 @@ def _predicted(found: Mapping[str, Any]) -> str:
         said = ", ".join(f"{_quoted(each['class'])} {each['probability']:.4f}" for each in sure)
     elif "boxes" in found:
         sure = found["boxes"][:MOST_LABELS]
-        said = f"{len(found['boxes'])} boxes" + (": " if sure else "")
+        number = len(found["boxes"])
+        said = f"{number} box{'' if number == 1 else 'es'}" + (": " if sure else "")
         said += ", ".join(f"{_quoted(each['class'])} {each['score']:.2f}" for each in sure)
     elif "width" in found:
         said = f"{found['width']}x{found['height']} pixels"

@@ -80,8 +80,9 @@ class Index:
         """Gather the annotations of pictures.
 
         Raises:
-            ValueError: More than half of the boxes lie outside of their pictures or have no area.
-                Or all boxes end within the first pixel, so their unit is probably not pixels.
+            ValueError: More than half of the boxes lie mostly outside of their pictures, or are
+                thinner than a pixel. Or all boxes end within the first pixel, so their unit is
+                probably not pixels.
         """
         sizes = np.array([(each.width, each.height) for each in pictures], dtype=np.int64)
         remark = _remark(files, pictures)
