@@ -47,8 +47,8 @@ log = logging.getLogger(__name__)
 def main() -> NoReturn:
     """Run the console script.
 
-    Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n. `--help` and
-    `--cfg job` exit with 1 if their text cannot be written.
+    Exit status: 0 if the run completed, 1 if it failed, 2 after wrong input, 128 + n if signal n
+    ended it. `--help` and `--cfg job` exit with 1 if their text cannot be written.
     """
     gc.disable()  # until torch is imported: garbage collection takes a fifth of the import's time
     streams.guard()

@@ -80,12 +80,13 @@ def cut_mix(images: Tensor, share: float, place: tuple[float, float]) -> float:
 
     Args:
         images: float32 [B, C, H, W].
-        share: The box is sqrt(1 - `share`) times as high and as wide as the image, rounded down to
-            even numbers of pixels, and clipped at the border.
+        share: Fraction of an image's area that the box is to leave. The box is sqrt(1 - `share`)
+            times as high and as wide as the image, rounded down to even numbers of pixels, and
+            clipped at the border.
         place: Centre of the box, as fractions of the image's height and width in [0, 1).
 
     Returns:
-        The share of each image in its mixture: the fraction of its area outside of the clipped box.
+        The fraction of an image's area outside of the clipped box.
     """
     sides = images.shape[2:]
     rows, columns = (_within(s, share, at) for s, at in zip(sides, place, strict=True))

@@ -48,7 +48,7 @@ _WORDS = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 
 
 def tell(error: PpllError, run_dir: Path, resume_command: str) -> None:
-    """Log why a run ended early, and the command to resume it or why resuming cannot help."""
+    """Log why a run ended early, and either the command that resumes it or why that cannot help."""
     if isinstance(error, Interrupted):
         to_file(f"ppll-run: {error}")  # the terminal shows this line when the program ends
         log.info(_how_to_resume(run_dir, resume_command))

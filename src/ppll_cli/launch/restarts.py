@@ -1,7 +1,7 @@
 """`recover=stage`: restarts a failed worker, while the other workers are blocked or starved.
 
-The new process continues from the worker's latest snapshot (`worker.snapshots`). It reads the
-messages after the snapshot once more (`transport.journal`).
+The new process continues from the worker's latest snapshot (`worker.snapshots`). It reads
+again the messages that its stage received after the snapshot (`transport.journal`).
 """
 
 import logging

@@ -87,8 +87,8 @@ class PredSimCriterion(Criterion):
 def summary(x: Tensor) -> Tensor:
     """Convert maps [B, C, H, W] to the vectors by which samples are compared: float32 [B, D].
 
-    A vector has the standard deviation over positions of each channel, so D = C. If the maps have
-    only one position, or three or fewer channels, a vector has all values of its map.
+    A vector has, for each channel, the standard deviation over all positions, so D = C. If the maps
+    have only one position, or three or fewer channels, a vector has all values of its map.
     """
     x = x.float().flatten(2)
     return x.std(dim=2) if x.shape[1] > 3 and x.shape[2] > 1 else x.flatten(1)

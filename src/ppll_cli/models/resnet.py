@@ -167,7 +167,8 @@ class CifarResNet:
     Attributes:
         depth: Number of layers, 6n + 2: usually 32 or 110.
         drop_path: Probability that the last residual unit's branch is zeroed for a sample
-            (stochastic depth, arXiv 1603.09382). In the units before, it grows linearly from 0.
+            (stochastic depth, arXiv 1603.09382). From the first to the last residual unit, the
+            probability grows linearly from 0 to this value.
     """
 
     depth: Annotated[int, Field(le=MOST_LAYERS)]

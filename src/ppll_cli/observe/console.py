@@ -169,7 +169,7 @@ class Console:
     def metrics(self, line: Line) -> None:
         """Print an evaluation of the model's own head.
 
-        The line of a training loss is not printed at once, but with the next evaluation.
+        The line with a training loss is not printed immediately, but with the next evaluation.
         """
         if line["module"] is not None:
             return

@@ -53,7 +53,7 @@ class Tracked:
 
     @property
     def name(self) -> str | None:
-        """The run's `name`; in a sweep with the job's folder, such as `wide/0`; None if not set."""
+        """The run's `name`; None if not set. In a sweep, the job's folder follows: `wide/0`."""
         given = self.config.get("name")
         if given is None:
             return None
@@ -228,7 +228,7 @@ class Guarded:
 
 
 def guarded(name: str, config: Mapping[str, Any]) -> Guarded:
-    """Construct the tracker that a configuration names, and return it in a guard.
+    """Construct the tracker that a configuration names, and return it wrapped in a `Guarded`.
 
     Raises:
         ConfigError: The tracker cannot be constructed, or lacks a method.

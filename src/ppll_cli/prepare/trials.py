@@ -78,7 +78,7 @@ def _run_unit(unit: Unit, values: Mapping[str, Tensor]) -> None:
 
 
 def check_losses(job: Job, subject: Subject) -> None:
-    """Check that local losses can read the dtypes of the tensors that units make.
+    """Check that local losses accept the dtypes of the tensors that units output.
 
     Raises:
         ConfigError: A loss fails with the dtype of such a tensor, but not with float32.
