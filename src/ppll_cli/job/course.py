@@ -168,7 +168,7 @@ class Course:
         return step == self.steps or (rest == 0 and epochs % self.eval_every == 0)
 
     def logs_after(self, step: int) -> bool:
-        """Return whether the stages write a training report once `step` optimizer steps are done."""
+        """Return whether the stages write a training report when `step` steps are done."""
         return step % self.log_every == 0 or step % self.steps_per_epoch == 0
 
     def epoch_of(self, step: int) -> int:

@@ -198,7 +198,7 @@ class Recorded:
             raise refused(key, override.partition("=")[2], self.recorded_as(key), reason)
 
     def recorded_as(self, key: str) -> Any:
-        """Return the value that a key had when the run was started; for a group, the option's name."""
+        """Return a key's value at the start of the run; for a group, the name of its option."""
         return self.choices.get(key, at(self.config, key))
 
 
