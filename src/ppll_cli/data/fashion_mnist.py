@@ -81,7 +81,7 @@ class FashionMnist(ImageDataset):
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Read an idx file of unsigned bytes, plain or `.gz`, with this number of dimensions.
+    """Read an idx file of unsigned bytes, plain or `.gz`, with the given number of dimensions.
 
     The header has two zero bytes, the code of the type, the number of dimensions, and the size of
     each dimension as a big-endian 32-bit integer.

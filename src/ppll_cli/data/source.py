@@ -79,7 +79,7 @@ class BatchMaker(Protocol):
           `ppll_cli.data.batches.generator_of(seeding.augmentation(seed, epoch, batch))`, with
           `seeding` from `ppll_cli`. Set `in_advance = True` in your class itself, not in a base
           class. Then batches are made during the training, and the global generators are not
-          seeded. A first batch that draws from a global generator raises an error.
+          seeded. The first batch is checked: if it draws from a global generator, the run fails.
         """
 
     def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":

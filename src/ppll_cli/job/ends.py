@@ -55,7 +55,7 @@ class Ends:
 
         Raises:
             ConfigError: The method does not fit the model, or an export is not allowed, or a loss
-                watches a unit that it may not watch.
+                watches a unit that losses cannot watch.
         """
         before: list[dict[str, ValueSpec]] = []
         found: list[ModuleEnd] = []

@@ -36,8 +36,8 @@ def recovering(job: Job, subject: Subject, notes: list[str], machine: int) -> Jo
         machine: Number of this machine. Its shared memory must be large enough.
 
     Raises:
-        ConfigError: With `recover=stage`, workers cannot be restarted alone, or shared memory is
-            too small.
+        ConfigError: `recover=stage` is set, but workers cannot be restarted alone, or shared memory
+            is too small.
     """
     asked = job.settings.recover
     if asked.name == "off":

@@ -91,9 +91,9 @@ def _area(boxes: Tensor) -> Tensor:
 def offsets(boxes: Tensor, anchors: Tensor) -> Tensor:
     """Return the deltas from anchors to boxes, as torchvision's BoxCoder does.
 
-    Boxes, anchors and deltas are float [..., 4]. A delta has the shift of the centre in x / anchor
-    width, its shift in y / anchor height, log(box width / anchor width) and log(box height / anchor
-    height).
+    Boxes, anchors and deltas are float [..., 4]. A delta has four values: dx / anchor width,
+    dy / anchor height, log(box width / anchor width) and log(box height / anchor height). The
+    centre of the box is dx to the right of the anchor's centre, and dy below it.
     """
     size, box_size = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
     centre = anchors[..., :2] + 0.5 * size

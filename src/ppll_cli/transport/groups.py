@@ -137,7 +137,7 @@ class Groups:
     def carrier(self, name: str, device: torch.device) -> torch.device:
         """Return the device that tensors must be on for the operations of a group.
 
-        This is `device`, the worker's own, for the backend "nccl", and the CPU for "gloo".
+        With the backend "nccl", this is `device`, the worker's own. With "gloo", it is the CPU.
         """
         return device if self.groups[name].backend == "nccl" else torch.device("cpu")
 

@@ -117,9 +117,9 @@ class LabelledPictures(Classified):
         return super().inputs(cut, image, device)
 
     def prepare(self) -> None:
-        """Check that no picture is in two splits or two classes, and decode all pictures.
+        """Check that no picture is in two splits or two classes. Then decode the pictures.
 
-        If loaders decode the pictures during training, decode only some of them, as a test. Log a
+        If loaders decode the pictures during training, decode only a few here, as a test. Log a
         warning if `val_fraction` holds out all pictures of a class.
         """
         self._check_apart()
