@@ -28,6 +28,7 @@ class Site:
         units: All units of the model, in order.
         features: Shape (without the batch dimension) and dtype of the first output of each unit.
         input_spec: Describes the tensors that the model reads; for images an `ImageSpec`.
+        task: The task that the model learns.
     """
 
     module: int
