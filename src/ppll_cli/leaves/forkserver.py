@@ -46,7 +46,7 @@ def context() -> ForkServerContext:
 
 
 def start() -> None:
-    """Start the fork server if it does not run, and return while it still imports torch.
+    """Start the fork server if it does not run, and return while it imports the workers' modules.
 
     Raises:
         ConfigError: No folder can be created for the server's socket, or no process can be started.

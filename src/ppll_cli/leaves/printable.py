@@ -17,9 +17,10 @@ def printable(text: object, longest: int | None = None) -> str:
 
 
 def shortened(text: str, longest: int) -> str:
-    """Return a text. If it has more than `longest` characters, keep `longest` from both ends.
+    """Return a text; if it has more than `longest` characters, a note replaces its middle.
 
-    A note, which also gives the text's length, replaces the rest.
+    The result then has `longest` characters of the text, and the note, which gives the text's
+    length.
     """
     if len(text) <= longest:
         return text

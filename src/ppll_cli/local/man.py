@@ -31,8 +31,8 @@ class MAN(LocalMethod):
     The copies are called LB and EMA, and have initial weights of their own. Both read the module's
     output x. The local loss reads y = LB(x) + EMA(x), and its gradient reaches the module through
     both copies. LB is trained. EMA is not: before each training batch, each of its parameters
-    becomes m * parameter + (1 - m) * parameter of the next unit. In the first `lag` - 1 batches, EMA
-    is not updated.
+    becomes m * parameter + (1 - m) * parameter of the next unit. In the first `lag` - 1 batches,
+    EMA is not updated.
 
     Buffers are not averaged: BatchNorm in both copies uses the batch's statistics in training, and
     its own running statistics in evaluation. If the next unit is the model's head, the local loss

@@ -111,7 +111,7 @@ class Criterion(nn.Module):
         return {}
 
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Receive the weights of the unit in `watches`, before the forward of a training batch.
+        """Receive the weights of the unit in `watches`, before a training batch's forward pass.
 
         Copy the weights if you need them later, because they will be overwritten. Do not change
         them.
