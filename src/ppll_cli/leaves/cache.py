@@ -18,8 +18,9 @@ def cache_folder() -> Path | None:
 def keep_compiled_code() -> None:
     """Make torch keep compiled code in the cache folder, if the user has not chosen a folder.
 
-    If the cache folder cannot be used, torch gets a temporary folder. Child processes use the same
-    folder, because an environment variable names it.
+    If the cache folder cannot be used, torch gets a temporary folder. If there is no temporary
+    folder either, torch's own default stays. Child processes use the same folder, because an
+    environment variable names it.
     """
     # torch's own default is a folder with a predictable name in /tmp, which another user may have
     # created.

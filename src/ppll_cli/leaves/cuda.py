@@ -24,7 +24,7 @@ def device_count() -> int:
 
 @cache  # the CUDA runtime reports the reason only once
 def why_none() -> str:
-    """Return why torch can use no CUDA device; empty if it can use one."""
+    """Return why torch can use no CUDA device; "" if it can use at least one."""
     if torch.cuda.device_count() == 0:
         return "there is no CUDA device"
     with warnings.catch_warnings(record=True) as caught:
@@ -38,7 +38,13 @@ def why_none() -> str:
 
 
 def device_name(device: str) -> str:
-    """Return the name of a CUDA device, such as "NVIDIA H100 80GB HBM3"."""
+    """Return the name of a CUDA device, such as "NVIDIA H100 80GB HBM3".
+
+    `device` is the device as torch names it, such as `cuda:0`.
+
+    Raises:
+        RuntimeError: The CUDA driver cannot describe the device.
+    """
     driver = _driver()
     if driver is None:
         return str(torch.cuda.get_device_name(device))
@@ -48,7 +54,11 @@ def device_name(device: str) -> str:
 
 
 def can_access_peer(source: str, target: str) -> bool:
-    """Return whether CUDA device `source` can read and write the memory of device `target`."""
+    """Return whether CUDA device `source` can read and write the memory of device `target`.
+
+    Raises:
+        RuntimeError: The CUDA driver cannot describe one of the devices.
+    """
     driver = _driver()
     if driver is None:
         return torch.cuda.can_device_access_peer(source, target)
@@ -61,8 +71,11 @@ def can_access_peer(source: str, target: str) -> bool:
 def supports_ipc(device: str) -> bool:
     """Return whether two processes can share memory and events of a CUDA device (CUDA IPC).
 
-    The result is True also if the driver cannot tell. A container may forbid CUDA IPC although the
-    result is True.
+    If the driver cannot tell, the result is True. If the result is True, a container may still
+    forbid CUDA IPC.
+
+    Raises:
+        RuntimeError: The CUDA driver does not know the device.
     """
     driver = _driver()
     if driver is None:

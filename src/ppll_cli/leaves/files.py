@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_JSON_BYTES = 1 << 26
+"""Largest accepted size in bytes of a JSON file."""
 
 DEEPEST_JSON = 64
 """Deepest accepted nesting of lists and objects in a JSON file."""
@@ -35,7 +36,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write or replace a file; after a crash it has the old or the new content, never a part."""
+    """Write or replace a file; after a crash it has the old or the new content, never a part.
+
+    Raises:
+        OSError: The file cannot be written; its old content is still there.
+    """
     with replacing(path) as unfinished, unfinished.open("xb") as file:  # "x" follows no link
         file.write(content)
 
@@ -44,8 +49,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Provide the path of a new file, which replaces the file `path` after the `with` block.
 
-    The block must create the new file. If anything fails, the new file is removed, and the old
-    file stays.
+    The new file is in the same folder, and the block must create it. If the block raises an
+    exception, the new file is removed, and the old file stays.
+
+    Raises:
+        OSError: The new file is missing, or cannot replace the old file.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -126,7 +134,11 @@ def problem_of(error: Exception) -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and missing parents; raise OSError if that fails, or the folder is a link."""
+    """Create a folder and its missing parents. The folder may exist already.
+
+    Raises:
+        OSError: The folder cannot be created, or the path is a link or a file.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if folder.is_symlink():
         raise OSError(errno.ELOOP, "a link is where a folder should be", str(folder))
@@ -135,7 +147,8 @@ def make_folder(folder: Path) -> None:
 def apply_umask(path: Path) -> None:
     """Give a file the permissions that the umask gives to new files.
 
-    This is for a file that a library has created with permissions of its own.
+    This is for a file that a library has created with other permissions. If the permissions cannot
+    be changed, they stay as they are.
     """
     probe = path.with_name(f".{path.name}.mode")
     with suppress(OSError):  # some file systems have no modes
@@ -147,7 +160,7 @@ def apply_umask(path: Path) -> None:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects in a file of JSON lines; skip other lines. The file may be missing.
+    """Yield the JSON objects in a file of JSON lines; skip other lines. A missing file is empty.
 
     Raises:
         OSError: The path is no regular file, is too large, or cannot be read.
@@ -166,12 +179,20 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def digest_of(value: Any) -> str:
-    """Return the SHA-256 of a JSON value, independent of white space and of the order of keys."""
+    """Return the SHA-256 of a JSON value, in hexadecimal; it does not depend on the order of keys.
+
+    Raises:
+        TypeError: The value cannot be written as JSON.
+    """
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link, or a folder with its content; a missing path is no error."""
+    """Remove a file, a link, or a folder with its content; a missing path is no error.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -179,5 +200,11 @@ def remove(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, as `write_text` does; raise ValueError for infinity and NaN."""
+    """Write or replace a JSON file with a value; see `write_text` for crashes.
+
+    Raises:
+        OSError: The file cannot be written; its old content is still there.
+        TypeError: The value cannot be written as JSON.
+        ValueError: The value contains infinity or NaN.
+    """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -46,7 +46,7 @@ def context() -> ForkServerContext:
 
 
 def start() -> None:
-    """Start the fork server, and return while it still imports what workers need.
+    """Start the fork server if it does not run, and return while it imports the workers' modules.
 
     Raises:
         ConfigError: No folder can be created for the server's socket, or no process can be started.
@@ -108,7 +108,7 @@ def begin(worker: ForkServerProcess) -> None:
     """Let the fork server start a worker.
 
     Raises:
-        RunFailedError: The server does not answer, or its socket is gone.
+        RunFailedError: The server has ended or does not answer, or its socket is gone.
     """
     ended, problem = Event(), list[str]()
     watcher = Thread(target=_end_if_stopped, args=(ended, problem), name="ppll-fork", daemon=True)
@@ -132,6 +132,7 @@ class Child:
 
     Attributes:
         link: This process's end of the pipe. `work` gets the other end.
+        process: The child process.
 
     Raises:
         ConfigError: The fork server cannot be started.
@@ -146,7 +147,7 @@ class Child:
         there.close()
 
     def close(self) -> None:
-        """Kill the child, and wait until it has ended."""
+        """Kill the child, wait at most `LEAVE_S` seconds for its end, and close the pipe."""
         self.process.kill()
         self.process.join(LEAVE_S)
         self.link.close()
@@ -163,12 +164,15 @@ def _end_if_stopped(ended: Event, problem: list[str]) -> None:
 def why_silent(
     answered: Callable[[float], bool], stopped: Callable[[], bool], limit_s: float
 ) -> str:
-    """Wait for the answer of another process; return "", or the reason why no answer came.
+    """Wait for the answer of another process.
 
     Args:
         answered: Waits at most the given seconds, and returns whether the answer has come.
         stopped: Returns whether the other process is stopped (SIGSTOP).
         limit_s: Largest time to wait, in seconds.
+
+    Returns:
+        "" if the answer has come; otherwise why it did not come, such as "was stopped (SIGSTOP)".
     """
     waited_s = stopped_s = 0.0
     while not answered(LOOK_S):
@@ -234,7 +238,11 @@ def ended_helper(limit_s: float) -> str | None:
 
 
 def how_ended(code: int | None) -> str:
-    """Describe how a process ended, given its exit status."""
+    """Describe how a process ended.
+
+    `code` is the process's `exitcode`: its exit status, or -n if signal n ended it; None if the
+    process has not ended.
+    """
     if code is None or code >= 0:
         return f"exit status {code}"
     known = {each.value: each.name for each in signal.Signals}

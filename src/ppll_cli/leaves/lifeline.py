@@ -11,10 +11,10 @@ _PIPES: "WeakSet[Connection]" = WeakSet()
 
 
 def share(pipe: Connection) -> None:
-    """Register this worker's pipe to its parent, which processes of the worker must inherit."""
+    """Register this worker's pipe to its parent, so that `descriptors` returns it."""
     _PIPES.add(pipe)
 
 
 def descriptors() -> tuple[int, ...]:
-    """Return the file descriptors that a new process must inherit."""
+    """Return the file descriptors that a process started by this worker must inherit."""
     return tuple(pipe.fileno() for pipe in _PIPES if not pipe.closed)

@@ -20,7 +20,10 @@ def processor() -> str:
 
 
 def memory_bytes() -> int | None:
-    """Return the bytes of memory of this machine, or of its container; None if unknown."""
+    """Return the bytes of memory that this machine has; None if unknown.
+
+    If this process is in a container with a smaller limit, return this limit.
+    """
     try:
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError):

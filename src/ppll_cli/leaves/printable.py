@@ -8,13 +8,20 @@ LONGEST_ERROR = 4000
 
 
 def printable(text: object, longest: int | None = None) -> str:
-    """Return a text as one line: `shortened` to `longest`, with control characters escaped."""
+    """Return a value as text in one line, with all unprintable characters escaped.
+
+    If `longest` is given, the text is first `shortened` to `longest` characters.
+    """
     whole = str(text) if longest is None else shortened(str(text), longest)
     return whole if whole.isprintable() else "".join(map(_escaped, whole))
 
 
 def shortened(text: str, longest: int) -> str:
-    """Return a text; if it has more than `longest` characters, a note replaces its middle."""
+    """Return a text; if it has more than `longest` characters, a note replaces its middle.
+
+    The result then has `longest` characters of the text, and the note, which gives the text's
+    length.
+    """
     if len(text) <= longest:
         return text
     end = longest // 3
@@ -31,7 +38,7 @@ def error_text(error: BaseException) -> str:
 
 
 def lines(text: str) -> str:
-    """Expand tabs and escape all other control characters in a text, except line breaks."""
+    """Expand tabs in a text, and escape all other unprintable characters except line breaks."""
     return "\n".join(printable(line.expandtabs()) for line in text.split("\n"))
 
 

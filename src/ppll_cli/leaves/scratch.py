@@ -52,7 +52,9 @@ _OWN: dict[Path, _Own] = {}
 
 @contextmanager
 def scratch(place: Path | None = None) -> Iterator[Path]:
-    """Provide a folder for files, by default in `TMPDIR`, while the body of the `with` runs.
+    """Provide a new folder for files; it is removed after the body of the `with`.
+
+    The folder is created inside `place`, by default in `TMPDIR`.
 
     Raises:
         ConfigError: No temporary folder can be created.
@@ -63,12 +65,20 @@ def scratch(place: Path | None = None) -> Iterator[Path]:
 
 
 def shared_scratch() -> AbstractContextManager[Path]:
-    """Provide a folder as `scratch` does, but in shared memory if this process can write there."""
+    """Provide a folder as `scratch` does, but in shared memory if this process can write there.
+
+    Raises:
+        ConfigError: No temporary folder can be created.
+    """
     return scratch(SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK | os.X_OK) else None)
 
 
 def lasting_folder() -> Path:
-    """Return a folder for files, in `TMPDIR`, that exists until this process ends."""
+    """Return a folder for files, in `TMPDIR`, that exists until this process ends.
+
+    Raises:
+        ConfigError: No temporary folder can be created.
+    """
     return _own(_place())
 
 

@@ -16,17 +16,18 @@ class AugLocal(LocalMethod):
     """Trains each module through copies of `d` later units and of the model's head.
 
     The copied units are evenly spaced between the module and the head; the last unit before the
-    head is one of them. Copies have new weights; convolutions are initialised by He's rule. If `d`
-    is 1, BatchNorm is placed between the pooled vector and the Linear layer. All this follows the
-    paper's code (github.com/ChenxiangMA/AugLocal).
+    head is one of them. If there are fewer than `d` units, all are copied. Copies have new weights,
+    initialised as the model's units are: in ResNets, convolutions by He's rule. If `d` is 1,
+    BatchNorm is placed between the pooled vector and the Linear layer. All this follows the paper's
+    code (github.com/ChenxiangMA/AugLocal).
 
     The paper's head is a mean over positions and a Linear layer. Our choice for models with another
     head: it is copied too, and for tokens no BatchNorm is added.
 
     Attributes:
         depth: `d` of the first module.
-        tau: How far `d` falls: linearly, from `depth` at the first module to depth (1 - tau) + tau
-            at the last module with an auxiliary network. `d` is rounded.
+        tau: How far `d` falls: linearly, from `depth` at the first module to
+            `depth * (1 - tau) + tau` at the last module with an auxiliary network. `d` is rounded.
         detection_head: See `DetectionHead`; None means `pyramid`. The local head's input map is
             the output of the last copied unit.
     """

@@ -54,7 +54,11 @@ class Bank:
         return CopiedNetwork(copies.units, head)
 
     def head(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return a head that also reads banked features, made from a copy of the model's head."""
+        """Convert a copy of the model's head to a head that also reads banked features.
+
+        Raises:
+            ConfigError: The model's head cannot be converted.
+        """
         own = head_of(head, ClassifierHead, ("fba", "on"), "use fba.join=input or fba=off")
         widths = [pooled_width(shape) for shape in banked]
         return FusedHead(own, widths, bank)
@@ -64,6 +68,9 @@ class Bank:
 
         It also reads the pooled vector of `head`. The module is trained not by this classifier, but
         by `head`, which does not read the bank.
+
+        Raises:
+            ConfigError: `head` is not a `ClassifierHead`.
         """
         own = head_of(head, ClassifierHead, ("fba", "on"), "use fba=off")
         return self.head(VectorHead(own.fc.in_features, own.fc.out_features), banked, bank)
@@ -75,12 +82,20 @@ class MapBank(Bank):
     long_skips = True
 
     def form(self, shape: Shape) -> nn.Module:
-        """Return the identity, so that the bank holds unchanged maps."""
+        """Return the identity, so that the bank holds unchanged maps.
+
+        Raises:
+            ConfigError: The shape is not the shape of a map, [C, H, W].
+        """
         check_map("fba", "on", shape)
         return nn.Identity()
 
     def head(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return a head that also reads banked maps, made from a copy of the model's head."""
+        """Convert a copy of the model's head to a head that also reads banked maps.
+
+        Raises:
+            ConfigError: `head` is not a `PictureHead`.
+        """
         own = head_of(head, PictureHead, ("fba", "on"), "use fba=off")
         channels = [shape[0] for shape in banked]
         return FusedPictureHead(own, channels, bank)
@@ -94,21 +109,29 @@ class InputBank(Bank):
         return nn.Identity()
 
     def network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return an auxiliary network that fuses the bank into a module's features."""
+        """Return an auxiliary network that fuses the bank with a module's features.
+
+        Raises:
+            ConfigError: Features of these shapes cannot be fused.
+        """
         if not banked:
             return CopiedNetwork(copies.units, copies.head)
         return JoinedAtInput(copies, banked, bank.joined)
 
 
 def fused(maps: Sequence[Tensor], fusion: str, dim: int = 1) -> Tensor:
-    """Return the sum of maps or vectors if `fusion` is "add"; otherwise concatenate along `dim`."""
+    """Return the sum of features if `fusion` is "add"; otherwise their concatenation along `dim`.
+
+    Features to add must have equal shapes.
+    """
     return torch.stack([*maps]).sum(dim=0) if fusion == "add" else torch.cat([*maps], dim=dim)
 
 
 def mixing(layer: Callable[[int, int], Layer], width: int, count: int) -> Layer:
-    """Return a layer that reduces `count` concatenated features to the width of one.
+    """Return a layer that reduces `count` concatenated features, each of `width`, to one `width`.
 
-    With its initial weights the layer returns the first of the concatenated features.
+    `layer` makes the layer, given its numbers of inputs and outputs. With its initial weights, the
+    layer returns the first of the concatenated features.
     """
     mix = layer(count * width, width)
     assert mix.bias is not None
@@ -137,10 +160,10 @@ class FusedHead(nn.Module):
     """A classifier that also reads banked vectors (FBA, arXiv 2406.00446; details are our choice).
 
     A Linear layer and ReLU project each banked vector to D, the width of the head's pooled vector.
-    With `fba.fusion=add`, the head's last layer reads the sum of these vectors. With
-    `concatenate`, a Linear layer first reduces the concatenated vectors to width D; initially, it
-    returns the pooled vector. With `shared_head=false`, there is no such layer, and the head gets a
-    wider last layer.
+    With `fba.fusion=add`, the head's last layer reads the sum of the pooled and the projected
+    vectors. With `concatenate`, a Linear layer first reduces the concatenated vectors to width D;
+    initially, it returns the pooled vector. With `shared_head=false`, there is no such layer, and
+    the head gets a wider last layer.
 
     Args:
         head: The classifier, which this class may change.
@@ -209,7 +232,10 @@ class FusedPictureHead(nn.Module):
             head.upsampler = Upsampler(joined, old.scale, old.mean)
 
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
-        """Return pictures [B, 3, sH, sW], for features and for banked maps [B, channels, H, W]."""
+        """Return pictures [B, 3, sH, sW], where s is the upsampler's scale.
+
+        `x` has the module's features, and `bank` the banked maps [B, channels, H, W].
+        """
         maps = [self.head.mapped(x)]
         # Detach: this module may have computed the first unit's output itself. The loss must not
         # train the first unit through the bank.
@@ -224,15 +250,16 @@ class FusedPictureHead(nn.Module):
 class JoinedAtInput(CopiedNetwork):
     """An auxiliary network that reads a module's features fused with the bank (our variant of FBA).
 
-    Banked maps are averaged to the size of the module's map. A Linear layer (for maps a 1x1
-    convolution) and ReLU project all banked features to the width of the module's features.
+    Banked maps are averaged to the size of the module's map. Each banked feature has a Linear layer
+    (for maps a 1x1 convolution) and ReLU, which project it to the width of the module's features.
 
     Args:
         copies: Copied units and a copied head, which read the fused features.
         banked: Shapes of the banked features. Like the module's features, they must all be maps
             [C, H, W], tokens [T, D] with equal T, or vectors [D].
         fusion: With `add`, all features are summed. With `concatenate`, another layer reduces the
-            concatenated features to the module's width; initially, it returns the module's own.
+            concatenated features to the width of the module's features. Initially, this layer
+            returns the module's features.
 
     Raises:
         ConfigError: Features of these shapes cannot be fused.

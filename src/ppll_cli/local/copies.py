@@ -64,8 +64,8 @@ def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
 def copy_unit(site: Site, index: int, shape: Shape, method: str) -> nn.Module:
     """Copy a unit, with new random weights, so that it reads features of a given shape.
 
-    The unit is built again if it reads a single tensor, of the same shape. Otherwise the unit's
-    `adapt` makes the copy.
+    If the unit reads a single tensor, which has this shape in the model, the unit is built again.
+    Otherwise, the unit's `adapt` makes the copy.
 
     Args:
         site: Has all units of the model, and the shapes of their outputs.

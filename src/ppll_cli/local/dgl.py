@@ -55,7 +55,7 @@ class DGL(LocalMethod):
     The network pools the module's output to a quarter of its height and width, rounded up. Then
     come three 1x1 convolutions, which keep the number of channels, and a pooling to at most 2x2. A
     perceptron with three hidden layers makes the prediction. BatchNorm and ReLU follow each
-    convolution and hidden layer.
+    convolution and hidden layer. The task must be classification.
 
     The layers are those of "mlp-sr" in the authors' code (github.com/eugenium/DGL,
     auxiliary_nets_study). But a map of one pixel is not enlarged (our choice; the authors' code
@@ -85,7 +85,8 @@ def dgl_network(
 ) -> nn.Module:
     """Return an auxiliary network: a pool, three 1x1 convolutions, a pool, and a perceptron.
 
-    The perceptron has three hidden layers, and ends with the task's head (`Task.smallest_head`).
+    Features that are not maps are first converted by `AsMap`. The perceptron has three hidden
+    layers, and ends with the task's head (`Task.smallest_head`).
 
     Args:
         site: Describes the module whose output the network reads.

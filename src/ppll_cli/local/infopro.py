@@ -53,7 +53,7 @@ class InfoPro(LocalMethod):
     He's rule (fan out), as in the paper's code (github.com/blackfeather-wang/InfoPro-Pytorch).
 
     If l1 is 0, there is no decoder. If l2 is 0, the classifier is a `Probe`, which only measures
-    the module's accuracy (our choice).
+    the module's accuracy (our choice). The task must be classification.
 
     Attributes:
         loss: The classification loss. `softmax`: cross-entropy. `contrastive`: the
@@ -79,9 +79,13 @@ class InfoPro(LocalMethod):
     temperature: Positive = 0.07
 
     def criterion(self, site: Site, key: str = "local") -> Criterion:
-        """Return a module's loss.
+        """Return a module's auxiliary network and local loss.
 
         If the data have no images, the error message names the setting `key`.
+
+        Raises:
+            ConfigError: The task is not classification, or both weights of the loss are 0, or there
+                is a reconstruction loss but the data have no images.
         """
         classes = classes_of(site.task, "infopro", key="local")
         weights = self.weights_at(site)
@@ -179,7 +183,14 @@ class Decoder(nn.Module):
 
 
 class InfoProCriterion(Criterion):
-    """The sum of reconstruction loss and cross-entropy, with the two weights of `InfoPro`."""
+    """The sum of reconstruction loss and cross-entropy, with the two weights of `InfoPro`.
+
+    Args:
+        head: The classifier. If its weight is 0, it is trained as a `Probe`, with weight 1.
+        decoder: Computes the reconstruction loss; None if there is none.
+        site: Describes the module.
+        weights: Weights l1 and l2 of the reconstruction loss and of the cross-entropy.
+    """
 
     def __init__(
         self, head: nn.Module, decoder: Decoder | None, site: Site, weights: tuple[float, float]

@@ -19,11 +19,12 @@ Maps = Sequence[tuple[int, int]]
 """For each of several maps, its stride and its number of channels."""
 
 CONVOLUTIONS = 2
-"""Number of convolutions in each branch before the predicting one. The model's head has four."""
+"""Number of convolutions in each branch before the convolution that predicts. The model's head has
+four."""
 
 
 def fusible(maps: Maps, chosen: list[int], own: int, fusion: str) -> tuple[list[int], int]:
-    """Return which of the chosen maps a fusion uses, and the number of channels after the fusion.
+    """Return the indices of the maps that a fusion uses, and the number of channels of the result.
 
     Args:
         maps: Stride and channels of each map.
@@ -41,17 +42,18 @@ def fusible(maps: Maps, chosen: list[int], own: int, fusion: str) -> tuple[list[
 class LevelHead(nn.Module):
     """A head that finds boxes only on the pyramid levels for the stride of its map.
 
-    For a map of stride 8 or finer this is level P3, and for stride 16 level P4. For stride 32 the
-    levels are P5, P6 and P7. Banked maps are fused with the map, except coarser ones.
+    A map of stride 8 or finer has level P3, a map of stride 16 has level P4, and a map of stride 32
+    has the levels P5, P6 and P7. Banked maps are fused with the map, except those that are coarser
+    than the head's finest level.
 
     The layers and their initial weights follow the code of MAN++'s authors (arXiv 2507.16279). The
     width and the norms are those of the model's own head (our choice).
 
     Args:
-        maps: Stride and channels of the module's map, then of each banked map.
+        maps: Stride and channels of the module's map (stride at most 32), then of each banked map.
         style: Settings of the model's own head.
         fusion: `concatenate` concatenates the maps. `add` sums the module's map and those banked
-            maps that have as many channels.
+            maps that have the same number of channels.
 
     Attributes:
         stride: Stride of the finest level.
@@ -105,7 +107,11 @@ class LevelDetection(Detection):
     forced = False
 
     def smallest_head(self, shape: Shape) -> LevelHead:
-        """Return a `LevelHead` for a map of this shape."""
+        """Return a `LevelHead` for a map of this shape, [C, H, W].
+
+        Raises:
+            ConfigError: The map has no stride (see `Detection.stride`), or a stride above 32.
+        """
         return self.level_head([(self.stride("local.detection_head", "level", shape), shape[0])])
 
     def level_head(self, maps: Maps, fusion: str = "concatenate") -> LevelHead:
@@ -122,7 +128,7 @@ class LevelDetection(Detection):
 
 
 def with_levels(task: Detection, style: HeadStyle) -> LevelDetection:
-    """Return a `LevelDetection` with the task's settings, and with `style` of the model's head.
+    """Return a `LevelDetection` with the settings of `task`. `style` has those of the model's head.
 
     The result is also an instance of the task's own class.
     """

@@ -31,7 +31,8 @@ class MAN(LocalMethod):
     The copies are called LB and EMA, and have initial weights of their own. Both read the module's
     output x. The local loss reads y = LB(x) + EMA(x), and its gradient reaches the module through
     both copies. LB is trained. EMA is not: before each training batch, each of its parameters
-    becomes m * parameter + (1 - m) * parameter of the next unit.
+    becomes m * parameter + (1 - m) * parameter of the next unit. In the first `lag` - 1 batches,
+    EMA is not updated.
 
     Buffers are not averaged: BatchNorm in both copies uses the batch's statistics in training, and
     its own running statistics in evaluation. If the next unit is the model's head, the local loss
@@ -45,8 +46,9 @@ class MAN(LocalMethod):
             - `dgl`: Cross-entropy, through the network that the authors of MAN++ call DGL: pool to
               8x8, three 1x1 convolutions with 128 channels, pool to one pixel, and a perceptron
               with three hidden layers of width 512. BatchNorm and ReLU follow all these layers.
-            - `ce`, for tokens: Cross-entropy, through another trained block and a copy of the
-              model's head (as published for ViTs: LayerNorm, class token, Linear).
+            - `ce`, for tokens: Cross-entropy, through a third copy of the next unit, which is
+              trained, and a copy of the model's head (as published for ViTs: LayerNorm, class
+              token, Linear).
             - `ce`, for other features: Cross-entropy, through a copy of the model's head. If y does
               not have the shape that this head reads, the task's smallest head is used (our
               choice).
@@ -85,7 +87,7 @@ class MAN(LocalMethod):
         return MomentumCriterion(mixture, base, watch)
 
     def infopro_weights(self, site: Site) -> list[float] | None:
-        """Return the weights of InfoPro's loss if the option `weights` is None.
+        """Return the weights of InfoPro's loss that replace the value None of the option `weights`.
 
         MAN returns None: `InfoPro` then uses its own default weights (our choice).
         """
@@ -194,7 +196,10 @@ class Mixture(nn.Module):
         return self.scale * learned + (2 - self.scale) * average
 
     def update(self, weights: Mapping[str, Tensor]) -> None:
-        """Move the averaged parameters towards `weights`, by name. Call this under `no_grad`."""
+        """Move the averaged parameters towards `weights`. Call this under `no_grad`.
+
+        `weights` has the current parameters of the unit that is averaged, by name.
+        """
         parameters = dict(self.average.named_parameters())
         averages: list[Tensor] = [*parameters.values()]
         torch._foreach_mul_(averages, self.momentum)
@@ -204,7 +209,7 @@ class Mixture(nn.Module):
 class MomentumCriterion(Criterion):
     """The local loss `base`, which reads the output of a `Mixture` instead of the features.
 
-    `watch` names the unit whose weights the mixture averages. It is None if this unit has none.
+    `watch` names the unit whose weights the mixture averages; None if this unit has no weights.
     """
 
     def __init__(self, mixture: Mixture, base: Criterion, watch: Watch | None) -> None:

@@ -28,6 +28,7 @@ class Site:
         units: All units of the model, in order.
         features: Shape (without the batch dimension) and dtype of the first output of each unit.
         input_spec: Describes the tensors that the model reads; for images an `ImageSpec`.
+        task: The task that the model learns.
     """
 
     module: int
@@ -110,7 +111,7 @@ class Criterion(nn.Module):
         return {}
 
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Receive the weights of the unit in `watches`, before the forward of a training batch.
+        """Receive the weights of the unit in `watches`, before a training batch's forward pass.
 
         Copy the weights if you need them later, because they will be overwritten. Do not change
         them.

@@ -21,9 +21,11 @@ class AsMap(nn.Module):
     """Converts features to maps [B, C, H, W], so that convolutions can read features of any model.
 
     - Maps stay as they are. Vectors [B, D] become maps of one pixel.
-    - Tokens [B, T, D] become a square map, in the order of the patches in the image (our reading).
-      A class token at the front is added to each patch token, so that it is trained too.
-    - If the number of tokens fits no square, the map has one column.
+    - If T is a square number, tokens [B, T, D] become a square map, in the order of the patches in
+      the image (our reading).
+    - If T - 1 is a square number, the first token is a class token, and the others become a square
+      map. The class token is added to each of them, so that it is trained too.
+    - For any other T, the map has one column.
     """
 
     def forward(self, x: Tensor) -> Tensor:

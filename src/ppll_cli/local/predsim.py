@@ -22,11 +22,13 @@ class PredSim(LocalMethod):
     The loss is (1 - w) * prediction loss + w * similarity loss, where w is `similarity`.
 
     - The prediction loss is cross-entropy after a pool and a Linear layer.
-    - For the similarity loss, a 3x3 convolution reads the module's features. The loss compares all
-      pairs of samples in a batch: the similarity of their convolved features should be the
-      similarity of their labels (see `similarities`). It is the mean squared difference of the two.
+    - For the similarity loss, a 3x3 convolution reads the module's features. For each pair of
+      samples in a batch, the similarity of their convolved features should be the similarity of
+      their labels (see `similarities`). The loss is the mean squared difference of these two
+      similarities.
 
-    With mixup or CutMix, an image's label is its vector of class shares (our choice).
+    With mixup or CutMix, an image's label is its vector of class shares (our choice). The task must
+    be classification.
 
     Details follow the paper's code (github.com/anokland/local-loss), with two exceptions: the
     Linear layer begins with torch's initial weights instead of zeros, and maps of odd height or

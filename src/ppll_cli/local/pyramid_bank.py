@@ -52,7 +52,8 @@ class BankedPyramid(nn.Module):
 
     Copies of later units compute more maps from the module's map. Like the module's map, these are
     called own maps. Banked maps are detached maps of earlier modules. For each stride, the last own
-    map is fused with the banked maps of this stride. A `PyramidHead` reads the results.
+    map of this stride is fused with the banked maps of this stride. A `PyramidHead` reads the
+    results.
 
     With the fusion `add`, banked maps with another number of channels than the last own map are
     left out. If a stride has no own map, its last banked map takes the role of the last own map.

@@ -27,6 +27,9 @@ class ViTBlocks(LocalMethod):
             number for each auxiliary network. A text such as `2-0` means 2 for the first auxiliary
             network and 0 for the last; in between, the number changes linearly and is rounded. This
             is our reading of the paper's "front blocks 1 or 2, last blocks 0".
+
+    Raises:
+        ConfigError: A number is below 0 or too large, or a text is not two numbers such as `2-0`.
     """
 
     def __init__(self, *, depth: int | list[int] | str = 1) -> None:

@@ -11,10 +11,10 @@ from ppll_cli.pipeline.schedule import Place
 
 
 def whole_backwards(place: Place, stream: Iterable[do.Instruction]) -> Stream:
-    """Use a single `Backward` for each chunk whose input needs no gradient.
+    """Use whole backwards, instead of two halves, for each chunk whose input needs no gradient.
 
-    It replaces `BackwardInput`, by which a schedule may compute the input's gradient first, and the
-    later `BackwardWeight`.
+    For such a chunk, `Backward` takes the place of each `BackwardInput`, and each `BackwardWeight`
+    is left out.
     """
     into = place.routes.into
     found: Stream = []
@@ -32,9 +32,9 @@ def whole_backwards(place: Place, stream: Iterable[do.Instruction]) -> Stream:
 def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
     """Add instructions that average each chunk's gradients over the replicas of the stage.
 
-    `StartAverage` comes before the chunk's last backward, or before the chunk's loss if it is the
-    instruction before this backward. Then each gradient is averaged as soon as it is complete.
-    `FinishAverage` comes before the chunk's optimizer step.
+    `StartAverage` comes before the chunk's last backward. If the chunk's loss comes directly before
+    this backward, `StartAverage` comes before the loss. Then each gradient is averaged as soon as
+    it is complete. `FinishAverage` comes before the chunk's optimizer step.
 
     If every chunk of the stage computes its own loss, each optimizer step is moved behind the next
     backward of another chunk. So averaging continues during that backward.

@@ -180,7 +180,7 @@ class SendMark(_WithPeerAndChunk):
 
 @dataclass(frozen=True, slots=True)
 class Evaluate:
-    """Mark: all evaluation batches of a split are done; report the results."""
+    """Mark: the evaluation of a split after `step` optimizer steps is done; report its results."""
 
     split: str
     step: int

@@ -79,7 +79,7 @@ class Layout:
         return [unit for chunk in self.chunks if chunk.stage == stage for unit in chunk.units]
 
     def runs(self, stage: int) -> list[list[int]]:
-        """Return the units of a stage, in groups of consecutive units."""
+        """Return the indices of a stage's units, in groups of consecutive units."""
         units = self.units(stage)
         starts = [n for n, unit in enumerate(units) if not n or units[n - 1] != unit - 1]
         return [units[start:end] for start, end in pairwise([*starts, len(units)])]
@@ -114,7 +114,8 @@ def cut_at(names: Sequence[str], starts: Sequence[str], key: str) -> list[range]
         key: The configuration key for which the user gave `starts`, for error messages.
 
     Raises:
-        ConfigError: A name in `starts` is unknown, given twice or out of order.
+        ConfigError: A name in `starts` is unknown, out of order, given twice, or that of the first
+            unit.
     """
     given = ",".join(starts)
     for name in starts:

@@ -72,8 +72,8 @@ class Schedule(ABC):
     def layout(self, stages: int) -> Sequence[int]:
         """Return the stage of each chunk; the length of the result is the number of chunks.
 
-        This method is not called under local learning: there, each module is a chunk, and a stage
-        has consecutive modules.
+        By default, each stage has one chunk. This method is not called under local learning: there,
+        each module is a chunk, and a stage has consecutive modules.
         """
         return range(stages)
 

@@ -22,8 +22,8 @@ class Journey(NamedTuple):
     """The duration of a transfer: of a message, or of an average over replicas.
 
     Attributes:
-        carried_s: Seconds for which the transfer occupies its channel. An average occupies the
-            network between the replicas of a stage. Other transfers wait for that long.
+        carried_s: Seconds for which the transfer occupies its channel, while other transfers wait.
+            An average occupies the network between the replicas of a stage.
         latency_s: Additional seconds until the arrival, in which other transfers need not wait.
     """
 

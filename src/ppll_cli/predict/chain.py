@@ -173,7 +173,8 @@ class Chain:
     def bytes_per_parameter(self) -> float:
         """Return the bytes per trained parameter, with its gradient and its optimizer state.
 
-        Call this after a step, because the optimizer has no state before.
+        Call this after a step, because the optimizer has no state before. Without trained
+        parameters, the result is 0.
         """
         trained = [parameter for parameter in self.parameters if parameter.requires_grad]
         if self.optimizer is None or not trained:

@@ -213,5 +213,8 @@ def params_of(job: Job, stage: int, profile: Source) -> int:
 
 
 def bytes_of(specs: Iterable[ValueSpec]) -> int:
-    """Return the total size in bytes of these tensors. Shapes have no batch dimension."""
+    """Return the total size in bytes of tensors with these shapes and dtypes.
+
+    Shapes of a batch's tensors have no batch dimension, so the result is the size of one sample.
+    """
     return sum(prod(spec.shape) * spec.dtype.itemsize for spec in specs)

@@ -50,9 +50,10 @@ class Kept:
             return {}
 
     def write(self, name: str, records: Mapping[str, Record]) -> None:
-        """Write a file; if there is a folder with its name, remove or rename this folder.
+        """Write or replace a file.
 
-        After a failure, which is only logged, nothing more is written.
+        If a folder has the file's name, it is removed if it is empty, and renamed otherwise. A
+        failure is only logged, and after it nothing more is written.
         """
         if not self._writable:
             return

@@ -71,7 +71,8 @@ class Meter:
 
         Raises:
             WorkerFailedError: Measuring failed or took longer than `LIMIT_S`, or the process died.
-            RunFailedError: The process cannot be started.
+            RunFailedError: The fork server does not start the process.
+            ConfigError: The fork server cannot be started.
         """
         child = self._child = self._child or forkserver.Child(serve, self._device, self._numerics)
         with suppress(OSError):  # if the process has died, there is no answer either
@@ -134,7 +135,9 @@ def neighbours(work: Work, count: int) -> Iterator[None]:
     while other stages compute.
 
     Raises:
-        WorkerFailedError: A process failed.
+        WorkerFailedError: A process failed, or made no training step within `START_S` seconds.
+        RunFailedError: The fork server does not start a process.
+        ConfigError: The fork server cannot be started.
     """
     name = "a process that computes beside the measured one"
     with ExitStack() as held:

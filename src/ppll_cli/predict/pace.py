@@ -58,8 +58,11 @@ def steady_state(
 ) -> Steady:
     """Simulate a pipeline, and return its steady state.
 
-    `streams` has the instructions of each stage for a training batch. `slots` returns the number of
-    slots of a channel. By default, transfers take no time.
+    `streams` has the instructions of each stage for a training batch. The other arguments are those
+    of `simulate`.
+
+    Raises:
+        DeadlockError: The stages wait for each other.
     """
     # If transfers take long, batches arrive in groups as large as a channel can hold.
     filled = FILLED if journeys is at_once else max(FILLED, _batches_held(streams, slots))

@@ -67,7 +67,8 @@ class Measured(NamedTuple):
 class Profile:
     """Gives the time and memory that a model's units and auxiliary networks take on a device.
 
-    Each value is measured when it is first asked for, unless the cache files have it.
+    Each value is measured when it is first asked for, unless the cache files have it. If measuring
+    fails, the methods raise the errors of `Meter.ask`.
 
     Args:
         ends: Describes the model, and the exports and losses of its modules.

@@ -146,7 +146,7 @@ def _workers_by_machine(job: Job, *, together: bool) -> list[Counter[int]]:
 def bp_batch_s(units: int, profile: Source) -> float:
     """Return the seconds in which one device trains on a batch by back-propagation.
 
-    The batch has the profile's number of samples.
+    `units` is the number of units of the model. The batch has the profile's number of samples.
     """
     measured = [profile.unit(index) for index in range(units)]
     loss = profile.auxiliary([range(units)], 0)

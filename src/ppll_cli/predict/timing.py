@@ -35,7 +35,8 @@ class Stopwatch:
     """Measures how long a device works on one or more pieces of code.
 
     Call `mark` before and after each piece, and at the end `spans`. On a CPU with a single thread,
-    the result is the thread's CPU time, so it does not contain the time of other programs.
+    the result is the thread's CPU time, so it does not contain the time of other programs. With
+    several threads it is the elapsed time, and on CUDA the time between two events.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -63,9 +64,10 @@ class Stopwatch:
 
 
 def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]:
-    """Run a step several times after a warm-up, and return the median of each time it returns.
+    """Run a step several times after a warm-up, and return the median of each of the step's times.
 
-    If other programs disturbed most steps on the CPU, this is recorded in `DISTURBED`.
+    `step` returns a list of times in seconds, always of the same length. If other programs
+    disturbed most steps on the CPU, this is recorded in `DISTURBED`.
     """
     least_s = CUDA_WARMUP_S if device.type == "cuda" else 0.0
     started_s, steps = perf_counter(), 0
@@ -89,7 +91,10 @@ def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]
 
 
 def batch_like(spec: ValueSpec, samples: int, device: torch.device) -> Tensor:
-    """Make a batch [samples, *spec.shape]: random numbers, or zeros for integers and booleans."""
+    """Make a batch [samples, *spec.shape] of random numbers in [0, 1), with the dtype of `spec`.
+
+    Integers and booleans are zeros instead.
+    """
     shape = (samples, *spec.shape)
     if not spec.differentiable:
         return torch.zeros(shape, dtype=spec.dtype, device=device)
@@ -100,10 +105,10 @@ def batch_like(spec: ValueSpec, samples: int, device: torch.device) -> Tensor:
 
 @contextmanager
 def saved_storages(others: Sequence[Tensor]) -> Iterator[dict[int, int]]:
-    """Collect what autograd saves for the backward in the `with` block.
+    """Collect what autograd saves in the `with` block for the backward pass.
 
-    The dictionary gets the size in bytes of each saved storage, by its address. Storages of
-    `others`, for example of inputs and parameters, are left out.
+    The dictionary that it provides gets the size in bytes of each saved storage, by its address.
+    Storages of `others`, for example of inputs and parameters, are left out.
     """
     found: dict[int, int] = {}
     kept: list[Tensor] = []  # keeps the memory, so that no address is used twice
@@ -126,7 +131,11 @@ def held(network: nn.Module) -> list[Tensor]:
 
 
 def trained_and_frozen(network: nn.Module) -> dict[str, int]:
-    """Return the number of trained parameters (`params`), bytes of others (`frozen_bytes`)."""
+    """Return the size of a network's parameters, as a mapping with two keys.
+
+    `params` is the number of elements of trained parameters, and `frozen_bytes` the number of bytes
+    of all other parameters.
+    """
     parameters = list(network.parameters())
     return {
         "params": sum(p.numel() for p in parameters if p.requires_grad),
@@ -153,7 +162,8 @@ def time_criterion(
         numerics: Says how to compute, for example in mixed precision.
 
     Returns:
-        `forward_s`, `backward_s`, `saved_bytes`, `params` and `frozen_bytes`, as in `Measured`.
+        A mapping with `forward_s`, `backward_s`, `saved_bytes`, `params` and `frozen_bytes`, as in
+            `Measured`.
     """
     device = next(iter(values.values())).device
     parameters = list(criterion.parameters())

@@ -90,8 +90,8 @@ def check_plan(job: Job, subject: Subject) -> None:
     """Check a job's schedule and losses, and whether units change inputs of their chunks in place.
 
     Raises:
-        ConfigError: The schedule is wrong; or a unit changes an input of its chunk; or a loss
-            cannot read the dtype of a tensor.
+        ConfigError: The schedule is wrong, or does not allow `compile` or `recompute`; or a unit
+            changes an input of its chunk; or a loss cannot read the dtype of a tensor.
     """
     _check_streams(job)
     _check_backwards(job)
@@ -206,7 +206,7 @@ def check_batch_norm(job: Job, units: Sequence[Cost], auxiliary: Sequence[Cost])
     `units` and `auxiliary` have the cost of each unit and of each auxiliary network.
 
     Raises:
-        ConfigError: A batch does not suit them.
+        ConfigError: A batch does not suit these layers.
     """
     if job.settings.sync_batchnorm and job.replicas > 1:
         _check_equal_counts(job)

@@ -221,7 +221,17 @@ def _manual(
 def grouped(
     weights: Weights, atoms: Sequence[range], modules: Sequence[range] | None, stages: int
 ) -> list[range]:
-    """Join atoms (single units or fixed modules) into `stages` groups of similar cost."""
+    """Join consecutive atoms (single units or fixed modules) into groups of similar cost.
+
+    Args:
+        weights: The costs of units, auxiliary networks and copies.
+        atoms: Unit indices of each atom.
+        modules: Unit indices of each module, if the atoms are modules; otherwise None.
+        stages: Number of groups.
+
+    Returns:
+        The unit indices of each group.
+    """
     costs = [sum(weights.units[index] for index in atom) for atom in atoms]
     if modules and weights.auxiliary:
         costs = [cost + weights.auxiliary(modules, m) for m, cost in enumerate(costs)]

@@ -56,10 +56,13 @@ class LoadedData:
 
 
 def load_data(config: Mapping[str, Any]) -> LoadedData:
-    """Make a data set, prepare its files, and load them.
+    """Make a data set, prepare its files, load them, and check what the data set returns.
+
+    `config` has the dotted path of the class, as `_target_`, and the class's options.
 
     Raises:
-        ConfigError: The class is no data set, or the data set's files cannot be used.
+        ConfigError: The class is no data set, or the data set's files cannot be used, or the data
+            set returns something wrong.
     """
     key, path = as_typed("data", config.get("_target_"))
     dataset: Dataset = make("data", config)

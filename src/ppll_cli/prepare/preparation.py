@@ -49,7 +49,8 @@ class Prepared:
     Attributes:
         emulated: Whether several workers share a CUDA device.
         notes: Notes for the user, a line each.
-        weights: What was found in the file of initial weights; None if no file is given.
+        weights: What was found in the file of initial weights (see `FoundWeights.report`); None if
+            the user gave no such file.
     """
 
     job: Job
@@ -75,10 +76,16 @@ def prepare(
 ) -> Prepared:
     """Prepare the job that the settings describe.
 
-    `machines` is given only if there are several; `machine` is the number of this machine.
+    Args:
+        settings: The settings of the run.
+        run_dir: Path of the run directory.
+        machines: All machines of the run; empty if there is only one.
+        machine: Number of this machine.
 
     Raises:
         ConfigError: The settings do not fit the model, the data, one another or this machine.
+        WorkerFailedError: With `partition=profile`, the model cannot be measured.
+        RunFailedError: With `partition=profile`, the measuring process cannot be started.
     """
     schedule = schedule_of(settings.schedule)
     notes = [*_notes_on_schedule(settings, schedule)]
@@ -140,10 +147,12 @@ def assemble(
 ) -> Job:
     """Cut the model into stages, and return the job.
 
-    `profile` is used only by partition=profile. Notes for the user are appended to `notes`.
+    `profile` is used only with `partition=profile`. Notes for the user are appended to `notes`.
 
     Raises:
         ConfigError: The settings do not fit the data, the model or one another.
+        WorkerFailedError: `profile` is used, and the model cannot be measured.
+        RunFailedError: `profile` is used, and its measuring process cannot be started.
     """
     course = course_of(settings, schedule, subject)
     if settings.partition.name != "profile":

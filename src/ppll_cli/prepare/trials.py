@@ -93,7 +93,7 @@ def check_losses(job: Job, subject: Subject) -> None:
 def why_unreadable(ends: Ends, modules: Sequence[range], number: int, numerics: Numerics) -> str:
     """Return why a module's auxiliary network cannot read the dtypes of its inputs.
 
-    Return "" if it can read them.
+    Return "" if it can read them, or if it also fails with float32 in place of these dtypes.
 
     Args:
         ends: Builds the auxiliary network.

@@ -24,7 +24,8 @@ class FoundWeights:
     """The result of comparing a file of weights with a model.
 
     Attributes:
-        weights: The tensors of the file that fit the model.
+        weights: The file, and the names of its tensors that fit the model.
+        sha256: SHA-256 of the file, in hexadecimal.
         missing: Names of the model's tensors that the file lacks, except BatchNorm's counters.
         unfit: A message for each tensor that has another shape in the file than in the model, or
             has integers in the file and floating-point numbers in the model.
@@ -38,7 +39,10 @@ class FoundWeights:
     unused: Sequence[str]
 
     def report(self) -> dict[str, Any]:
-        """Return the file and tensors' names as plain data, for the run's record and summary."""
+        """Return the result as plain data, for the run's record and summary.
+
+        It has the file and its SHA-256, how many tensors fit, and the names of all others.
+        """
         return {
             "file": str(self.weights.file),
             "sha256": self.sha256,

@@ -24,6 +24,10 @@ class Interleaved(Schedule):
     With v chunks per stage, M >= K and enough slots, the bubble is (K - 1) / (v M + K - 1), as in
     Megatron-LM. With the default `transport.depth`, this holds if M is a multiple of K. For other M
     the bubble is up to 0.044 larger (simulated for K up to 5, v up to 4, M up to 12).
+
+    Args:
+        microbatches: Number of micro-batches per batch, M.
+        chunks: Number of chunks per stage, v.
     """
 
     splits = True
