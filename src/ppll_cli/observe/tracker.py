@@ -53,7 +53,10 @@ class Tracked:
 
     @property
     def name(self) -> str | None:
-        """The run's `name`; in a sweep with the job's folder, such as `wide/0`; None if not set."""
+        """The run's `name`; None if not set.
+
+        In a sweep, the job's folder follows the name, as in `wide/0`.
+        """
         given = self.config.get("name")
         if given is None:
             return None
@@ -151,7 +154,7 @@ class NoTracker(Tracker):
 class Guarded:
     """Protects a run from its tracker, whose errors and delays must not stop the run.
 
-    A thread executes the calls. The caller waits only for the first and the last one, within time
+    A thread executes the calls. The caller waits only for the first and the last call, within time
     limits. After an exception the tracker gets no more calls.
     """
 

@@ -51,7 +51,7 @@ def checked_batch(
 
     Args:
         made: The batch that the data set made.
-        specs: Largest shape and dtype of each tensor, by name.
+        specs: Dtype, and largest shape without the batch dimension, of each tensor by name.
         samples: Number of samples that the batch must have.
         method: Name of the data set's method that made the batch, for the error.
 
