@@ -37,6 +37,8 @@ class Tracked:
     """What a tracker is told about its run.
 
     Attributes:
+        run_dir: The run directory.
+        config: The settings of the run, nested as in `config.json`.
         choices: The option of each configuration group.
         metric: Name of the task's metric, a key of the lines of `metrics.jsonl`.
         step: Optimizer steps done before this start of the run; 0 for a new run.

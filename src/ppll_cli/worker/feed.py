@@ -25,6 +25,7 @@ def micro_batches(
 
     Raises:
         TypeError: A batch of the data set lacks tensors that the run needs, or they do not fit.
+        RunFailedError: A data loader has ended, or cannot read a sample.
     """
     assert batches is not None
     sizes = batch.sizes

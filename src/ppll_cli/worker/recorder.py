@@ -79,6 +79,7 @@ class Recorder:
     has to wait anyway, for example at a checkpoint.
 
     Args:
+        clock: The clock of the stage's device.
         warmup: Number of batches not counted at the start of the process.
         skip: Number of batches not counted at the start of each segment (see the module).
         on_steady: Called once, when the steady state begins.
