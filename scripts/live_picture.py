@@ -68,7 +68,10 @@ class Screen:
 
 
 def progress(lines: Sequence[str]) -> float | None:
-    """Read the fraction of steps done from a live display; None if the display is incomplete."""
+    """Return the fraction of steps done, from 0 to 1, that a live display shows.
+
+    Return None if the display is incomplete.
+    """
     text = Text.from_ansi("\n".join(lines)).plain
     found = STEP.findall(text)
     complete = "█ compute" in text and "samples/s" in text and "not known yet" not in text

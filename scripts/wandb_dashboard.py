@@ -112,10 +112,8 @@ def _over_time(title: str, keys: list[str]) -> Any:
 
 
 def _bars(key: str, title: str, summary: str) -> Any:
-    """Return a panel with a bar for each value of the setting `key`, for example each schedule.
-
-    The height of a bar is the mean of the runs' summary value `summary`.
-    """
+    # Return a panel with a bar for each value of the setting `key`, for example each schedule. The
+    # height of a bar is the mean of the runs' summary value `summary`.
     import wandb_workspaces.reports.v2 as wr
 
     return wr.BarPlot(

@@ -109,7 +109,9 @@ class Row:
 
     Attributes:
         method: Key of `METHODS`, `VARIANTS` or `ALONE`.
+        modules: Number of modules; 1 for a row of `ALONE`.
         trained: For each seed, the run that measures accuracy; empty for `ALONE` except `bp`.
+        speed: The run that measures speed and memory.
     """
 
     depth: int
@@ -180,7 +182,10 @@ def training_results(summary: Summary, run_dir: Path) -> dict[str, Any]:
 
 
 def steps_to(rise: Sequence[tuple[int, float]], aim: float) -> int | None:
-    """Return the first step at which the mean accuracy of two successive lines reaches `aim`."""
+    """Return the first step at which the mean accuracy of two successive lines reaches `aim`.
+
+    Return None if no such step exists. `rise` has pairs of a step and an accuracy from 0 to 1.
+    """
     for before, line in pairwise(rise):
         if (before[1] + line[1]) / 2 >= aim:
             return line[0]
@@ -188,10 +193,10 @@ def steps_to(rise: Sequence[tuple[int, float]], aim: float) -> int | None:
 
 
 def seconds_to_bp(pairs: Sequence[tuple[Found, Found]], samples_per_second: float) -> float | None:
-    """Return the mean seconds until a method is one point below the final accuracy of `bp`.
+    """Return the mean seconds until a method is 1 percentage point below the accuracy of `bp`.
 
-    Each pair has the results of a method and of `bp` with the same seed. The result is None if a
-    training does not reach this accuracy.
+    This means the final accuracy of `bp`. Each pair has the results of a method and of `bp` with
+    the same seed. The result is None if a training does not reach this accuracy.
     """
     steps = []
     for found, bp in pairs:

@@ -92,7 +92,8 @@ class Case:
         cuts: The first unit of each module except module 0, by number of modules. The last module
             is never the head alone, because the features that the head reads would then be trained
             only for an auxiliary network.
-        metrics: Heading and format of each metric. A column compares the first one with that of bp.
+        metrics: Heading and number format of each metric, by its key in the results. One column
+            compares the first metric with that of bp.
         methods: Keys of `METHODS`.
         reference: A method without training (bicubic enlargement): its name, and for each metric
             the key under which results have its value; None if the case has no such method.
@@ -125,8 +126,9 @@ def _key(override: str) -> str:
 def super_resolution(scale: int, patch: int) -> Case:
     """Return the case of EDSR with 8 residual units of 32 channels.
 
-    Patches for x4 are smaller, because many small patches gave a better PSNR than few large patches
-    that took equally long.
+    `scale` is the factor of the enlargement. `patch` is the height and width of training patches,
+    in pixels of the small picture. Patches for x4 are smaller, because many small patches gave a
+    better PSNR than few large patches that took equally long.
     """
     return Case(
         title=f"Super-resolution x{scale}",
@@ -168,7 +170,9 @@ class Row:
 
     Attributes:
         method: Key of `METHODS`, or "bp".
+        modules: Number of modules; 1 for "bp".
         trained: For each seed, the run that measures the metrics.
+        speed: The run that measures speed and memory.
     """
 
     method: str

@@ -121,7 +121,10 @@ class Case:
         return self.prepared(name)[1].job
 
     def contenders(self, names: Sequence[str]) -> tuple[list[Contender], dict[str, str]]:
-        """Return contenders for these rows, and why each other row cannot be measured."""
+        """Return contenders for those of these rows that can be measured here.
+
+        Also return, for each row that cannot be measured, the reason.
+        """
         skipped = {name: reason for name in names if (reason := self._obstacle(name))}
         return [self._contender(name) for name in names if name not in skipped], skipped
 
@@ -170,7 +173,7 @@ class Case:
         return pipeline(name, self.job(name), self._transport(name))
 
     def _modules(self, name: str) -> list[str]:
-        """Return the overrides that give `ll` the modules of `ppll`; none for other rows."""
+        # Return the overrides that give `ll` the modules of `ppll`; none for other rows.
         if name != "ll":
             return []
         return [f"local.cuts=[{','.join(self.prepared('ppll')[1].cuts)}]"]

@@ -65,8 +65,8 @@ class Plan:
 def inject(plan: Plan, session: Session, run_dir: Path) -> float | None:
     """Wait for the moment of a fault, and inject the fault.
 
-    Return the time of the fault on the monotonic clock; None if the run or a time limit ended
-    before.
+    Return the time of the fault on the monotonic clock, in seconds; None if the run or a time limit
+    ended before the fault.
     """
     target: int | None = None
 
@@ -87,7 +87,7 @@ def inject(plan: Plan, session: Session, run_dir: Path) -> float | None:
 
 
 def _target(plan: Plan, session: Session) -> int | None:
-    """Return the id of the process that the fault hits; None if it does not exist yet."""
+    # Return the id of the process that the fault hits; None if it does not exist yet.
     if plan.kind in TO_A_WORKER:
         workers = session.workers()
         return workers[plan.worker].pid if plan.worker < len(workers) else None

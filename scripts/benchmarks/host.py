@@ -218,10 +218,8 @@ def _update(optim: Optim, parameters: Sequence[Tensor], device: torch.device) ->
 
 
 class _TimedReceiver(Endless):
-    """A channel's receiving end that always provides the same batch, and times the worker's steps.
-
-    It appends the seconds of each step to `times`, and calls `between` before each epoch.
-    """
+    # A channel's receiving end that always provides the same batch, and times the worker's steps.
+    # It appends the seconds of each step to `times`, and calls `between` before each epoch.
 
     def __init__(
         self, job: Job, device: torch.device, between: Step, times: list[float], clock: Clock
@@ -231,7 +229,7 @@ class _TimedReceiver(Endless):
         self._since: float | None = None
 
     def wait(self, timeout_s: float) -> bool:
-        """Record the time of a finished step, choose the next message, and return True."""
+        # Record the time of a finished step, choose the next message, and return True.
         if self._header is None:
             if self._since is not None:
                 self._times.append(self._clock() - self._since)

@@ -28,7 +28,11 @@ class Namespaces:
         return ["ip", "netns", "exec", self.names[number], *command]
 
     def shape(self, rate: str | None) -> None:
-        """Limit the link in each direction to a rate such as `200mbit`; None for no limit."""
+        """Limit the link in each direction to a rate such as `200mbit`; None for no limit.
+
+        Raises:
+            NamespaceError: The limit cannot be set; the message has the reason.
+        """
         for name, link in zip(self.names, self.links, strict=True):
             queue = f"-n {name} qdisc"
             subprocess.run(
@@ -39,7 +43,11 @@ class Namespaces:
                 _do(["tc", *shaped.split()])
 
     def cut(self) -> None:
-        """Interrupt the link."""
+        """Interrupt the link.
+
+        Raises:
+            NamespaceError: The link cannot be interrupted; the message has the reason.
+        """
         _do(["ip", "-n", self.names[1], "link", "set", self.links[1], "down"])
 
 

@@ -205,10 +205,8 @@ def _measure(both: Namespaces, model: str, name: str, rounds: int, steps: int) -
 
 
 def _ours(both: Namespaces | None, overrides: Sequence[str], steps: int) -> tuple[float, float]:
-    """Run ppll-run in both namespaces; return samples per second and bytes sent per batch.
-
-    `both` is None for a run on one machine, also in the functions below.
-    """
+    # Run ppll-run in both namespaces; return samples per second and bytes sent per batch. `both` is
+    # None for a run on one machine, also in the functions below.
     folder = FOLDER / "network" / ("one" if both is None else "both")
     found = run(overrides, folder) if both is None else _run_on_both(both, overrides, folder)
     sent = sum(edge["bytes_sent"] for edge in found["edges"]) / found["steps"]
@@ -218,7 +216,7 @@ def _ours(both: Namespaces | None, overrides: Sequence[str], steps: int) -> tupl
 
 
 def _ddp(both: Namespaces | None, overrides: Sequence[str], steps: int) -> tuple[float, float]:
-    """Train with `DistributedDataParallel`; return samples per second, and 0 (bytes unknown)."""
+    # Train with `DistributedDataParallel`; return samples per second, and 0 (bytes unknown).
     warm_up = min(10, steps // 5)
     return _at_ends(both, ["ddp", str(warm_up), str(steps - warm_up), *overrides]), 0.0
 
@@ -226,7 +224,7 @@ def _ddp(both: Namespaces | None, overrides: Sequence[str], steps: int) -> tuple
 def _learn(
     both: Namespaces, overrides: Sequence[str], rounds: int, console: Console
 ) -> dict[str, list[float]]:
-    """Train over the unlimited link; return the test accuracy of each seed by row."""
+    # Train over the unlimited link; return the test accuracy of each seed by row.
     both.shape(None)
     found: dict[str, list[float]] = {name: [] for name in LEARNT}
     for seed in range(rounds):
@@ -248,7 +246,7 @@ def _run_on_both(both: Namespaces, overrides: Sequence[str], run_dir: Path) -> d
 
 
 def _at_ends(both: Namespaces | None, arguments: Sequence[str]) -> Any:
-    """Run `link_ends` with these arguments in both namespaces; return its result."""
+    # Run `link_ends` with these arguments in both namespaces; return its result.
     store = (FOLDER / "network" / "store").absolute()
     store.unlink(missing_ok=True)
     what, *rest = arguments
@@ -264,7 +262,7 @@ def _at_ends(both: Namespaces | None, arguments: Sequence[str]) -> Any:
 def _side_by_side(
     commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]
 ) -> str:
-    """Run programs at the same time, and return the output of the first."""
+    # Run programs at the same time, and return the output of the first.
     folder = FOLDER / "network"
     folder.mkdir(parents=True, exist_ok=True)
     programs = zip(commands, environments, strict=True)

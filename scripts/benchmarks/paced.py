@@ -32,7 +32,7 @@ both numbers. So between such steps, workers report only at marks."""
 
 WARM_UP = (3, 3)
 """Numbers of batches in two spans before the measurements. Memory is allocated during the first
-one. The time of a step is estimated from the second one."""
+span. The time of a step is estimated from the second span."""
 
 LEAST_STEPS = 3
 
@@ -104,6 +104,9 @@ class Line:
 class Workers:
     """The workers of a job. A thread calls the launcher, which starts them.
 
+    All methods that wait for workers raise a RunFailedError if the run fails, or if no report
+    arrives within `LIMIT_S` seconds.
+
     Args:
         name: The name of the contender in errors.
         job: The job, whose course is a `PacedCourse`.
@@ -125,7 +128,7 @@ class Workers:
             self._hear()
 
     def warm_up(self) -> float:
-        """Train the first steps, and return the mean loss of the last `WARM_UP[1]`."""
+        """Train the first steps, and return the mean loss of the last `WARM_UP[1]` steps."""
         return self.time(self.lines, [WARM_UP] * len(self.lines))
 
     def measure(self, seconds: float) -> float:
@@ -194,7 +197,7 @@ class Workers:
             self._marks[stage, event["step"]] = mark
 
     def _hear(self) -> Report | Ending:
-        """Return the next event; raise RunFailedError if it is a failure or does not arrive."""
+        # Return the next event; raise RunFailedError if it is a failure or does not arrive.
         event: Report | Ending | Exception | None = None
         with suppress(Empty):
             event = self._events.get(timeout=LIMIT_S)

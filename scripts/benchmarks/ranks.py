@@ -45,7 +45,7 @@ class Orders(Protocol):
 
 @dataclass(frozen=True)
 class _Span:
-    """Seconds of all steps, and the mean loss; None if the rank does not compute the loss."""
+    # Seconds of all steps, and the mean loss; None if the rank does not compute the loss.
 
     seconds: float
     loss: float | None
@@ -60,6 +60,9 @@ class Ranks:
     """The processes that train a job with torch, one rank for each device.
 
     `name` is the contender's name in errors. `make_trainer` is called in each rank's process.
+
+    All methods that wait for the ranks raise a RunFailedError if a rank fails or does not answer
+    within `LIMIT_S` seconds.
     """
 
     def __init__(self, name: str, job: Job, make_trainer: MakeTrainer) -> None:
@@ -77,7 +80,7 @@ class Ranks:
         self._gather()
 
     def warm_up(self) -> float:
-        """Train the first steps, and return the mean loss of the last `WARM_UP[1]`."""
+        """Train the first steps, and return the mean loss of the last `WARM_UP[1]` steps."""
         return self._train(WARM_UP)
 
     def measure(self, seconds: float) -> float:
@@ -110,7 +113,7 @@ class Ranks:
             child.link.send(spans)
 
     def _gather(self) -> list[Any]:
-        """Return the ranks' answers; raise RunFailedError if one fails or does not answer."""
+        # Return the ranks' answers; raise RunFailedError if one fails or does not answer.
         answers: dict[int, Any] = {}
         until, ranks = perf_counter() + LIMIT_S, range(len(self._children))
         while len(answers) < len(ranks):
@@ -152,7 +155,11 @@ def main(make_trainer: MakeTrainer, job: Job, rank: int, store: str, orders: Con
 
 
 def serve(make_trainer: MakeTrainer, job: Job, rank: int, store: str, orders: Orders) -> None:
-    """Train as ordered until an order is empty."""
+    """Train as ordered until an order is empty.
+
+    Answer with None when the model is built; after each order, with the seconds and the mean loss
+    of its last span; and after the empty order, with the peak memory in bytes.
+    """
     device = torch.device(job.devices[rank])
     torch.set_num_threads(job.threads)
     job.numerics.apply(device)

@@ -4,7 +4,8 @@ Each short run of a small model has one fault or two faults. Two faults hit eith
 in a row, or two stages at once. The moments are random: during the start-up, training, an
 evaluation, a checkpoint or a snapshot. The run must end with exit status 0 and with the weights of
 a run without a fault, bit for bit. Only stages that were hit may get a new process, and no process
-and no shared memory may be left behind. The exit status is 1 if any run fails a check.
+and no shared memory may be left behind. The exit status is 1 if any run fails a check, or if fewer
+faults than runs were injected.
 """
 
 import argparse
@@ -46,6 +47,7 @@ class Plan:
     Attributes:
         case: A key of `soak.CASES`.
         number: The signal that the stages get.
+        moment: When the first fault is injected, and how many there are; one of `MOMENTS`.
         stages: The stages that are hit.
         step: Number of optimizer steps after which the first fault is injected.
         delay_s: Seconds between the moment and the fault.
@@ -66,7 +68,7 @@ class Outcome:
     Attributes:
         hits: Number of faults injected.
         restarts: Seconds from the detection of each fault until the new worker was ready; None if
-            it failed before.
+            the new worker failed before it was ready.
         notes: Descriptions of all failed checks.
     """
 

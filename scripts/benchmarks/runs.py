@@ -62,7 +62,10 @@ class Results:
 
 
 def conditions() -> dict[str, Any]:
-    """Return facts which must be equal if an earlier result, or an interrupted run, is used."""
+    """Return facts about this machine and the program.
+
+    An earlier result, or an interrupted run, may be used only if its facts are equal to these.
+    """
     return {"machine": machine(), "source": source()}
 
 

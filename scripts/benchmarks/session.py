@@ -125,7 +125,11 @@ class Session:
         return False
 
     def left(self) -> list[str]:
-        """Return processes and names in shared memory that still exist after `LEAVE_S`."""
+        """Return the processes of the session that still exist `LEAVE_S` seconds after this call.
+
+        Also return new names in shared memory that no process uses. Return an empty list as soon as
+        neither exists any more.
+        """
         end_s = monotonic() + LEAVE_S
         while True:
             left = [f"process {each.pid}: {each.command}" for each in self.processes()]
@@ -143,8 +147,9 @@ def ppll_run(*arguments: str) -> list[str]:
 def let_sessions_be_interrupted() -> None:
     """Let the programs of sessions react to SIGINT even if this program was started to ignore it.
 
-    Shells without job control start programs in the background with SIGINT ignored, and programs
-    that these start inherit this. A signal with a handler is not ignored in a new program.
+    Shells without job control start programs in the background with SIGINT ignored. A program
+    passes this on to the programs that it starts, unless it has a handler for SIGINT. So this
+    function installs a handler, which does nothing.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda *_: None)
@@ -158,7 +163,7 @@ def names_in_shared_memory() -> set[str]:
 
 
 def _unused(before: set[str]) -> set[str]:
-    """Return new names in shared memory that no process uses."""
+    # Return new names in shared memory that no process uses.
     found = names_in_shared_memory() - before
     return found - _used(found) if found else found
 

@@ -176,7 +176,11 @@ def soak(planned: Sequence[Plan], jobs: int, console: Console) -> list[Outcome]:
 
 
 def reference(case: str, folder: Path) -> bytes:
-    """Run a case without a fault in a folder inside `folder`, and return the final weights."""
+    """Run a case without a fault in a folder inside `folder`, and return the final weights.
+
+    Raises:
+        RunFailedError: The run did not end with status 0.
+    """
     own = folder / case.replace(" ", "-")
     with Session(*start(case, own)) as session:
         status = session.wait()
@@ -246,7 +250,7 @@ def _wrong(plan: Plan, outcome: Outcome, run_dir: Path, printed: str) -> list[st
 
 
 def _recover(plan: Plan, outcome: Outcome, folder: Path, reference: bytes) -> None:
-    """Resume the run, or start it again if it wrote no `config.json`; check the final weights."""
+    # Resume the run, or start it again if it wrote no `config.json`; check the final weights.
     command, run_dir = ppll_run(f"resume={folder / 'run'}"), folder / "run"
     anew = not (run_dir / "config.json").exists()
     if anew:

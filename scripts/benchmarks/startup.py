@@ -1,6 +1,6 @@
 """`scripts/benchmark startup`: time from the start of a run to its first training step.
 
-Trains the default model on two stages, and measures the time from the start of the process until
+It trains the default model on two stages, and measures the time from the start of the process until
 the metrics file contains the first step. For comparison, `import torch` alone is timed. An epoch
 has one batch, because metrics are written at the end of an epoch. The results are medians of
 alternating repetitions.

@@ -114,7 +114,10 @@ class PipelineTrainer:
             self._labels.extend(_batch(self._batches, step)[LABEL] for step in steps)
 
     def step(self, step: int) -> Tensor | None:
-        """Train all micro-batches of a batch, and step the optimizers."""
+        """Train all micro-batches of a batch, and step the optimizers.
+
+        Return the mean loss, a scalar; None on ranks without the loss.
+        """
         images = (_batch(self._batches, step)[IMAGE],) if self._first else ()
         labels = self._labels.popleft() if self._last else None
         losses: list[Tensor] | None = [] if self._last else None
@@ -148,7 +151,7 @@ class DataParallelTrainer:
         """Do nothing."""
 
     def step(self, step: int) -> Tensor:
-        """Train the rank's part of a batch, and step the optimizer."""
+        """Train the rank's part of a batch, step the optimizer, and return the loss, a scalar."""
         batch = _batch(self._batches, step * self._ranks + self._rank)
         loss = self._job.task.loss(self._model(batch[IMAGE]), batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -162,10 +165,8 @@ Trainer = PipelineTrainer | DataParallelTrainer
 
 
 def _crossing(job: Job, cut: int) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
-    """Return names and examples of the tensors that cross the cut before chunk number `cut`.
-
-    Targets are left out, because torch's schedules pass them to the rank with the loss.
-    """
+    # Return names and examples of the tensors that cross the cut before chunk number `cut`. Targets
+    # are left out, because torch's schedules pass them to the rank with the loss.
     if cut == 0:
         specs = dict(job.input_spec.specs)
     elif cut == len(job.layout.chunks):

@@ -166,7 +166,7 @@ def _produce_edge(
     repetitions: int,
     go: Connection,
 ) -> None:
-    """Send the messages of `measure_edge`. Before each sender, wait for a word on `go`."""
+    # Send the messages of `measure_edge`. Before each sender, wait for a word on `go`.
     torch.set_num_threads(1)
     _open([*single.values(), *steady.values()])
     for size in sizes:

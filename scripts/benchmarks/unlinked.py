@@ -119,15 +119,18 @@ class NoTransport:
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
     ) -> tuple[NoSender, Endless]:
-        """Return the ends of the next channel, in the order of the stages."""
+        """Return the two ends of a channel. The n-th call makes the channel to stage n."""
         return NoSender(), Endless(*next(self._ends), slots)
 
 
 class InTurn(Workers):
-    """Workers whose pipelines (one `paced.Line` for each replica) train one after another."""
+    """Workers whose stages train one after another. Each stage is a `paced.Line` of its own."""
 
     def measure(self, seconds: float) -> float:
-        """Train the pipelines, for about `seconds` in total, and return samples per second."""
+        """Train the stages one after another, for about `seconds` in total.
+
+        Return the samples per second: the batch size divided by the sum of the stages' step times.
+        """
         for line in self.lines:
             fill, steps, *_ = self.spans(line, seconds / len(self.lines))
             self.time([line], [[fill, steps]])

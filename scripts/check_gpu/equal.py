@@ -136,7 +136,7 @@ def endless(check: Check, name: str, overrides: Sequence[str]) -> Iterator[Sessi
 def _compared_with_whole(
     check: Check, step: LostWorker | Restarted, facts: Mapping[str, Any]
 ) -> Outcome:
-    """Train a run without a fault for as many steps, and compare the last checkpoints."""
+    # Train a run without a fault for as many steps, and compare the last checkpoints.
     whole = Train(f"{step.name} whole", [*step.overrides, f"max_steps={_saved(check, step.name)}"])
     outcome = whole.act(check)
     if outcome.state == "ok":

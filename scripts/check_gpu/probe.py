@@ -210,7 +210,7 @@ class Probe:
         return graph.replay
 
     def _step_ms(self, step: Callable[[], None], repeated: int) -> tuple[float, float]:
-        """Return two times in ms: of a step, and of the host's calls that queue the step."""
+        # Return two times in ms: of a step, and of the host's calls that queue the step.
         self._synchronize()
         start_s = perf_counter()
         for _ in range(repeated):
@@ -220,7 +220,7 @@ class Probe:
         return 1e3 * (perf_counter() - start_s) / repeated, 1e3 * host_s / repeated
 
     def _host_us(self, call: Callable[[], object], repeated: int = 2000) -> float:
-        """Return the host's time for a call in microseconds: the lowest mean of five blocks."""
+        # Return the host's time for a call in microseconds: the lowest mean of five blocks.
         best_s = float("inf")
         for _ in range(5):
             self._synchronize()
@@ -248,7 +248,7 @@ def say(fact: str, **found: object) -> None:
 def _stage_step(
     dim: int, heads: int, depth: int, tokens: int, samples: int, device: torch.device
 ) -> Callable[[], None]:
-    """Return a function that trains transformer blocks and a head for one step, with bf16."""
+    # Return a function that trains transformer blocks and a head for one step, with bf16.
     blocks = nn.Sequential(*[Block(dim, heads, 4 * dim, 0.0, 0.0) for _ in range(depth)]).to(device)
     head = nn.Linear(dim, 10).to(device)
     parameters = [*blocks.parameters(), *head.parameters()]
@@ -272,7 +272,7 @@ def _sleep(cycles: int) -> None:
 
 
 def _add_up(connection: Connection, device: str) -> None:
-    """Run the second process of `shared_events`: read a number in each turn, and send the sum."""
+    # Run the second process of `shared_events`: read a number in each turn, and send the sum.
     torch.cuda.set_device(device)
     shared: Tensor = _received(connection)  # type: ignore[assignment]
     filled = _event_of(torch.device(device), _received(connection))

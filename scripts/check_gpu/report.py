@@ -67,7 +67,10 @@ def failed_tests(output: str) -> list[str]:
 
 
 def skipped(reason: str, output: str = "") -> Outcome:
-    """Return the outcome of a step that could not run or finish. The check can still succeed."""
+    """Return the outcome "skipped" of a step that could not run or finish.
+
+    A check with skipped steps can still succeed.
+    """
     return Outcome("skipped", {"reason": reason}, output)
 
 

@@ -20,7 +20,8 @@ from ppll_cli.observe.groups import Group, Row, grouped
 from ppll_cli.observe.runs import find, finite
 
 NOISE = "~"
-"""Sign after a number in a table: noise can explain how it differs from the compared group."""
+"""Sign after a number in a table: noise can explain the difference between this group's number and
+that of the group with which it is compared."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Comparison:
     """Runs to compare, their groups, and notes.
 
     Attributes:
+        rows: All runs, each with its own settings and baselines.
         groups: The groups that the tables show, one in each line. A group is a single run, or runs
             that differ only in their seed.
         metric: Split and metric of most runs, such as "test accuracy".

@@ -1,6 +1,6 @@
 """Chooses how a comparison's picture shows groups: their labels, colours, hatches and line styles.
 
-Also makes the text above the picture's panels.
+It also makes the text above the picture's panels.
 """
 
 from collections.abc import Collection, Iterator, Sequence

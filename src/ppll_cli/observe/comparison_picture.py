@@ -43,7 +43,13 @@ MARKERS = "os^DvxP*"
 
 
 def picture(path: Path, comparison: Comparison) -> bool:
-    """Draw a comparison into a PNG file. If all jobs were refused, return False without a file."""
+    """Draw a comparison into a PNG file, and return True.
+
+    If all jobs were refused, there is nothing to draw: write no file, and return False.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     groups = [group for group in comparison.groups if group.status != "refused"]
     if not groups:
         return False
@@ -195,7 +201,10 @@ class Point(NamedTuple):
 
 
 def points(group: Group) -> list[Point]:
-    """Return a group's curve: a point for each step at which all runs were evaluated."""
+    """Return a group's curve: a point for each step at which all averaged runs were evaluated.
+
+    Evaluations whose time is unknown are left out.
+    """
     known = [_by_step(row) for row in group.averaged]
     found = []
     for step in known[0]:

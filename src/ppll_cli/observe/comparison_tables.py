@@ -86,7 +86,10 @@ SHOWN = ("name", "tags", "status", "schedule", "gpus", "settings")
 
 
 class Column(NamedTuple):
-    """A column of the tables, with a cell for each `Group` of runs; empty for unknown values."""
+    """A column of the tables, with a cell for each `Group` of runs.
+
+    The cell of an unknown value is empty. `left` says whether cells are aligned to the left.
+    """
 
     head: str
     cells: Sequence[str]
@@ -96,13 +99,14 @@ class Column(NamedTuple):
 def cell(group: Group, key: str, *, unit: str = "", counted: bool = True) -> str:
     """Return the text of a cell, such as "0.912 ± 0.003 (3)": mean, deviation and number of seeds.
 
-    The sign `NOISE` is added if noise can explain the difference to another group. For a speed-up,
-    this is the group's baseline; for other values, its `reference`.
+    The text is empty if the value is unknown. The sign `NOISE` is added if noise can explain the
+    difference from another group. For a speed-up, the other group is the baseline of this group;
+    for other values, it is the `reference` of this group.
 
     Args:
         group: The group of runs.
         key: The measured value, one of `MEASURES`.
-        unit: Text behind the numbers.
+        unit: Text after the numbers.
         counted: Whether to show the number of seeds.
     """
     measure, _, form, scale, with_noise = MEASURES[key]
@@ -125,7 +129,7 @@ def cell(group: Group, key: str, *, unit: str = "", counted: bool = True) -> str
 def tables(comparison: Comparison, width: int) -> Iterator[Table]:
     """Yield the comparison as one table or, if it is wider than `width` characters, as several.
 
-    Each table begins with the names of the runs. No column is left out.
+    Each table begins with the names of the runs. Only columns without any value are left out.
     """
     columns = _columns(comparison)
     widths = [max(map(cell_len, [column.head, *column.cells])) for column in columns]

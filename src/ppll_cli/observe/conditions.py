@@ -27,7 +27,7 @@ PLACES = {"root", "download", "cache"}
 """Keys that say where data are stored. They do not change results."""
 
 DIGEST = "data.digest"
-"""The digest of the data: it differs if two runs have equal settings but different samples."""
+"""Key of the data's digest, by which runs with equal settings but different samples differ."""
 
 OWN = {"gpus", "threads", "name", "tags"}  # keys with a column of their own
 OWN |= {"resume", "tracker", "objective", "max_minutes", "progress_limit"}

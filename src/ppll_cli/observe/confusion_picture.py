@@ -21,9 +21,13 @@ LONGEST_NAME = 18
 def picture(
     path: Path, confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str
 ) -> None:
-    """Draw a matrix of counts, with a row for each true class and a column for each predicted one.
+    """Draw a matrix of counts into a PNG file.
 
-    The shade of a cell shows its fraction of the samples in its row.
+    The matrix has a row for each true class and a column for each predicted class. The shade of a
+    cell shows its fraction of the samples in its row.
+
+    Raises:
+        OSError: The file cannot be written.
     """
     counts = np.array(confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

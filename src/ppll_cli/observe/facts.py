@@ -12,6 +12,7 @@ class StageFacts:
         name: The number of the stage, and of the replica if there are several.
         units: The names of the units, in lists of consecutive units. A stage with several chunks
             may have several lists.
+        modules: Numbers of the modules that are at least partly on the stage.
         params: Number of parameters, including auxiliary networks.
         flops: FLOPs of one sample's forward pass, including auxiliary networks.
         slots: Largest number of activation messages that can wait for the stage; 0 for the first.

@@ -92,7 +92,7 @@ class Row:
 
     @property
     def stage_bytes(self) -> list[int]:
-        """Peak memory of each stage, in bytes."""
+        """Peak memory of each stage, in bytes, without the stages where it is unknown."""
         return [int(size) for size in self.of_stages("peak_memory_bytes") if size]
 
     def rate(self) -> float | None:

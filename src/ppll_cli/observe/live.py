@@ -48,7 +48,10 @@ SHARES = (
 
 @dataclass(frozen=True)
 class View:
-    """The display of a run at one moment, fitted to the window's width."""
+    """The display of a run at one moment, fitted to the window's width.
+
+    `results` is a line with the latest metrics; it may be empty.
+    """
 
     facts: RunFacts
     now: Now

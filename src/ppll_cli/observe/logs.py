@@ -77,7 +77,10 @@ def to_file(text: str) -> None:
 
 @contextmanager
 def only_warn(problem: str) -> Iterator[None]:
-    """In the `with` block, log an exception as a warning that begins with `problem`."""
+    """Log an exception of the `with` block as a warning that begins with `problem`.
+
+    `Interrupted` and `KeyboardInterrupt` are not caught.
+    """
     try:
         yield
     except Interrupted:  # raised by a signal handler, which may run at any line

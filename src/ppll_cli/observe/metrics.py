@@ -86,7 +86,11 @@ class Metrics:
         self._began_s = at_s
 
     def add(self, report: Mapping[str, Any]) -> Line:
-        """Convert a report to a line, write the line, and return it."""
+        """Convert a report to a line, write the line, and return it.
+
+        Raises:
+            OSError: The line cannot be written, for example because the disk is full.
+        """
         own = report["module"] == self.modules - 1
         line: Line = {
             "step": report["step"],

@@ -74,9 +74,12 @@ class FoundRun:
         folder: The run directory; for a refused job, the folder of the sweep.
         status: completed, interrupted, failed or refused; running if no file says how the run
             ended.
+        config: The content of `config.json`; empty if unknown.
         summary: The content of `summary.json`; empty if unknown, or if the run was resumed later.
         metric: The evaluated split and the task's metric, such as "test accuracy"; None if unknown.
         evaluations: The evaluations on `val` or, if there are none, on `test`, in order of time.
+        error: The message of the error that ended the run, or for which a job was refused; None if
+            there is none.
         overrides: The overrides of a refused job.
         unread: The names of files that exist, but that this user may not read.
     """

@@ -54,6 +54,7 @@ class Restart(NamedTuple):
         worker: Index of the worker in `Traced.lanes`.
         start_s: When the launcher detected the failure, on the clock of `Span.start_s`.
         end_s: When the new worker went on with the work, or failed too; on the same clock.
+        error: The message of the failure.
         phase: What the worker did when it failed.
         batch: Text that names the batch, evaluation or checkpoint at which the worker failed; None
             if the worker was starting.

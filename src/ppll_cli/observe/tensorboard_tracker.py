@@ -20,6 +20,9 @@ class TensorboardTracker:
     """Writes event files for TensorBoard.
 
     `dir` is the folder of this run's event files; None for `tensorboard` in the run directory.
+
+    Raises:
+        ConfigError: The package `tensorboard` is not installed.
     """
 
     def __init__(self, *, dir: str | None = None) -> None:  # noqa: A002 - as for wandb

@@ -14,7 +14,11 @@ from ppll_cli.pipeline.rules import receives, sends
 
 
 def title(summary: Mapping[str, Any]) -> str:
-    """Return the title of a timeline: the run's schedule, speed, measured and predicted bubble."""
+    """Return the title of a timeline.
+
+    It has the run's schedule, model, data, batch size and speed, and its bubble as measured and as
+    predicted. Unknown numbers are left out.
+    """
     rate, pipeline = summary["train"]["samples_per_second"], summary["pipeline"]
     said = summary["schedule"]
     if summary["microbatches"] > 1:
@@ -30,7 +34,11 @@ def title(summary: Mapping[str, Any]) -> str:
 
 
 def write(folder: Path, traced: Traced) -> None:
-    """Write `timeline.json` and `timeline.png` to a run directory."""
+    """Write `timeline.json` and `timeline.png` to a run directory.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
     write_json(folder / "timeline.json", trace(traced))
     picture(folder / "timeline.png", traced)
 

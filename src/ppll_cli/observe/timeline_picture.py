@@ -72,7 +72,13 @@ def _shown_until(spans: Sequence[Span], start_s: float) -> float:
 
 
 def picture(path: Path, traced: Traced) -> None:
-    """Draw a lane for each worker. A bar shows the number of its batch if there is room."""
+    """Draw a lane for each worker into a PNG file.
+
+    A bar shows the number of its batch if there is room.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     lanes, restarts = traced.lanes, traced.restarts
     start_s, end_s = window(lanes)
     drawn = [

@@ -37,6 +37,8 @@ class Tracked:
     """What a tracker is told about its run.
 
     Attributes:
+        run_dir: The run directory.
+        config: The settings of the run, nested as in `config.json`.
         choices: The option of each configuration group.
         metric: Name of the task's metric, a key of the lines of `metrics.jsonl`.
         step: Optimizer steps done before this start of the run; 0 for a new run.
@@ -53,7 +55,10 @@ class Tracked:
 
     @property
     def name(self) -> str | None:
-        """The run's `name`; None if not set. In a sweep, the job's folder follows: `wide/0`."""
+        """The run's `name`; None if not set.
+
+        In a sweep, the job's folder follows the name, as in `wide/0`.
+        """
         given = self.config.get("name")
         if given is None:
             return None
@@ -151,7 +156,7 @@ class NoTracker(Tracker):
 class Guarded:
     """Protects a run from its tracker, whose errors and delays must not stop the run.
 
-    A thread executes the calls. The caller waits only for the first and the last one, within time
+    A thread executes the calls. The caller waits only for the first and the last call, within time
     limits. After an exception the tracker gets no more calls.
     """
 

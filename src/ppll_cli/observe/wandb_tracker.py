@@ -65,6 +65,7 @@ class WandbTracker:
     A run is recorded offline if there is no key, or if the server does not answer.
 
     Args:
+        project: Project of wandb, for example "ppll-run".
         entity: User or team of wandb; None for the account's default.
         mode: Mode of wandb. None means `disabled` if the variable `WANDB_DISABLED` is set, and
             `online` otherwise.
@@ -73,8 +74,13 @@ class WandbTracker:
         group: Group of the wandb run; None for the name of the sweep, if there is one.
         dir: Folder for wandb's files; None for the run directory.
         tags: Tags of the wandb run; None for the run's `tags`.
+        notes: Notes of the wandb run.
+        upload: Says which files become wandb artifacts.
         init_timeout_s: Seconds within which the server must answer at the start.
         finish_timeout_s: Seconds that uploading the remaining data may take at the end.
+
+    Raises:
+        ConfigError: `project` has a character that wandb forbids, or wandb is not installed.
     """
 
     project: str

@@ -1,12 +1,14 @@
 """The interface of channels and transports.
 
 A channel has one sender and one receiver. Messages arrive in the order in which they were sent. A
-message has a small header of plain data, and named tensors, whose shapes, dtypes and strides the
-channel keeps. The tensors are stored in a fixed number of slots. The sender waits until a slot is
-free. A received message keeps its slot until the receiver releases it.
+message has a small header of plain data, and named tensors. The channel keeps their shapes, dtypes
+and strides, but it removes gaps and overlaps between the elements of a tensor.
+
+A channel has a fixed number of slots, and each message takes one slot. The sender waits until a
+slot is free. A received message keeps its slot until the receiver releases it.
 
 The parent creates both ends of a channel and passes them to the workers at their start. In the
-worker, `open` then creates everything that belongs to this process or its device.
+worker, `open` then creates everything that belongs to the worker's process or device.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +27,7 @@ WireDtype = Literal["bf16"]
 
 ALIGNMENT = 512
 """Alignment of a message's tensors in bytes. torch's CUDA allocator has the same alignment. With a
-smaller one, kernels may use another code path and compute different bits."""
+smaller alignment, kernels may use another code path and compute different bits."""
 
 
 def aligned(size: int) -> int:
@@ -34,7 +36,10 @@ def aligned(size: int) -> int:
 
 
 def message_bytes(specs: Iterable[ValueSpec], samples: int) -> int:
-    """Return the bytes that a message of `samples` samples needs in a slot."""
+    """Return the bytes that a message of `samples` samples needs in a slot.
+
+    `specs` has the dtype of each tensor, and its shape without the batch dimension.
+    """
     sizes = [aligned(samples * prod(spec.shape) * spec.dtype.itemsize) for spec in specs]
     return max(ALIGNMENT, sum(sizes))
 
@@ -50,13 +55,19 @@ class Sender(Protocol):
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a free slot and return whether there is one.
 
-        There may be none before the receiver has opened its end.
+        In some channels, no slot is free before the receiver has opened its end.
+
+        Raises:
+            RuntimeError: The connection to another machine was lost.
         """
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
         """Send a message; call this only after `wait` returned True.
 
         Afterwards the caller may change or free the tensors, or (on CUDA) queue work that does so.
+
+        Raises:
+            ValueError: The tensors do not fit into a slot. Not every channel checks this.
         """
 
 
@@ -67,7 +78,12 @@ class Receiver(Protocol):
         """Set up this end in this process. The main thread calls this before any other method."""
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait up to `timeout_s` seconds for a message and return whether there is one."""
+        """Wait up to `timeout_s` seconds for a message and return whether there is one.
+
+        Raises:
+            RuntimeError: The connection was lost, or the sender could not share the message.
+            SchemaError: The sender on another machine sends other tensors than expected here.
+        """
 
     def peek(self) -> Header:
         """Return the next message's header; the message stays in the channel. Call `wait` first."""
@@ -109,7 +125,7 @@ class Transport(Protocol):
     def descriptors(self, slots: int, tensors: int) -> int:
         """Return the largest number of file descriptors that one end of a channel needs.
 
-        `tensors` is the largest number of tensors in a message.
+        `slots` is the number of slots, and `tensors` the largest number of tensors in a message.
         """
 
     def channel(
@@ -117,6 +133,12 @@ class Transport(Protocol):
     ) -> tuple[Sender, Receiver]:
         """Create a new channel, and return its two ends.
 
-        `size` is the largest size of a message, as `message_bytes` computes it. `source` is the
-        device of the sender, `target` the device of the receiver.
+        Args:
+            slots: Number of slots.
+            size: Largest size of a message in bytes, as `message_bytes` computes it.
+            source: Device of the sender.
+            target: Device of the receiver.
+
+        Raises:
+            OSError: Shared memory is full.
         """

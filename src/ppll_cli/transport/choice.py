@@ -13,7 +13,9 @@ log = logging.getLogger(__name__)
 
 
 def usable(name: str, transport: Transport, size: int, devices: Sequence[str]) -> Transport:
-    """Return `transport` if it can work on this machine, else a `QueueTransport` and log why.
+    """Return `transport` if it can work on this machine; if not, log why and return another.
+
+    The other transport is a `QueueTransport`.
 
     Args:
         name: The user's option for `transport`, for messages.

@@ -27,7 +27,7 @@ ends of two pipes, and the shared memory."""
 def raise_limit() -> float:
     """Raise the limit of file descriptors as far as possible, and return the new limit.
 
-    It is the limit of this process and of processes that it starts later.
+    It is the limit of this process and of processes that it starts later. It may be `math.inf`.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS may refuse the hard limit that it reports
@@ -45,6 +45,8 @@ def check_descriptors(
 ) -> None:
     """Check that the parent and each worker may open as many file descriptors as they need.
 
+    First raise the limit of file descriptors as far as possible (see `raise_limit`).
+
     Args:
         name: The user's option for `transport`, for the error message.
         transport: The transport that will make the channels.
@@ -54,7 +56,7 @@ def check_descriptors(
         tensors: Largest number of tensors in a message.
 
     Raises:
-        ConfigError: The limit of this process is too low.
+        ConfigError: The raised limit is still too low.
     """
     limit = raise_limit()
     channels = list(channels)

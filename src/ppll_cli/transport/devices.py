@@ -53,7 +53,11 @@ def cannot_reach(source: str, target: str) -> str | None:
 
 @contextmanager
 def cuda_ipc() -> Iterator[None]:
-    """If CUDA IPC fails in the body of the `with`, raise an error that names a remedy."""
+    """Use CUDA IPC in the body of the `with`.
+
+    Raises:
+        RuntimeError: The body raised a RuntimeError. The new error also names a remedy.
+    """
     try:
         yield
     except RuntimeError as error:

@@ -65,7 +65,8 @@ class Groups:
         groups: All groups by name, in the same order in all workers.
         interface: Network interface for gloo and NCCL; if empty, they choose it themselves.
         apart: Whether the workers are on several machines, so that their clocks differ.
-        ahead_s: Seconds by which this worker's clock is ahead of worker 0's; 0 before `open`.
+        ahead_s: Seconds by which this worker's clock is ahead of worker 0's; 0 before `open`, and
+            always 0 if `apart` is False.
     """
 
     store: str
@@ -78,7 +79,10 @@ class Groups:
     _made: dict[str, ProcessGroup] = field(init=False, default_factory=dict)
 
     def open(self, device: torch.device) -> None:
-        """Find the other workers, create all groups, and connect those that contain this worker."""
+        """Find the other workers, create all groups, and connect those that contain this worker.
+
+        If `apart` is True, also measure `ahead_s`. `device` is this worker's device.
+        """
         if self.interface:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", self.interface)
             os.environ.setdefault("NCCL_SOCKET_IFNAME", self.interface)
@@ -166,7 +170,10 @@ class Groups:
 
 
 def backend(places: Sequence[tuple[int, str]]) -> str:
-    """Return "nccl" if all `places` (machine, device) are separate CUDA devices, else "gloo"."""
+    """Return the backend for workers at `places` (number of the machine, device).
+
+    It is "nccl" if each worker has a CUDA device of its own and torch has NCCL, else "gloo".
+    """
     own = len(set(places)) == len(places)
     on_cuda = all(device.startswith("cuda") for _, device in places)
     return "nccl" if own and on_cuda and dist.is_nccl_available() else "gloo"

@@ -124,7 +124,10 @@ class JournalSender(_End):
     bytes_sent = 0
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait up to `timeout_s` seconds for a free slot and return whether there is one."""
+        """Wait up to `timeout_s` seconds until `send` may be called; return whether it may.
+
+        It may be called if a slot is free, or if the next message was sent before a restart.
+        """
         if not self._may_send():
             self._wakeup.wait(timeout_s)
         return self._may_send()
@@ -141,11 +144,12 @@ class JournalSender(_End):
         return self._read_head(self.position)[0]
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
-        """Send a message. If it was sent before a restart, only check that it is equal.
+        """Send a message. If it was sent before a restart, only check that it is the same.
 
         Raises:
             ReplayError: The message differs from the message that was sent before the restart.
-            ValueError: The tensors do not fit into a slot.
+            ValueError: The tensors do not fit into a slot, or the header with the names and shapes
+                of the tensors does not fit into the head.
         """
         layout = layout_of(tensors)
         if self.position < self._counters.sent:
@@ -252,7 +256,7 @@ class JournalTransport(RingTransport):
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
     ) -> tuple[JournalSender, JournalReceiver]:
-        """Create a channel, and return its two ends; see `channel.Transport` for the arguments."""
+        """Create a channel, and return its two ends; see `channel.Transport.channel`."""
         size = max(ALIGNMENT, aligned(size))
         head = head_bytes(size)
         tensor = shared_zeros(slots * size + (1 + slots) * head)

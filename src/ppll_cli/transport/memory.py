@@ -41,7 +41,10 @@ class Memory:
         """Prepare the memory for use, unless the receiver must allocate it first."""
 
     def offer(self) -> bytes:
-        """Prepare the memory at the receiver's end. Return data for the sender, or no bytes."""
+        """Prepare the memory at the receiver's end, and return data for the sender's `accept`.
+
+        The result is empty if the sender needs no data.
+        """
         self.open()
         return b""
 
@@ -64,7 +67,11 @@ class HostMemory(Memory):
         self._pinned = pinned
 
     def open(self) -> None:
-        """Pin the memory if `pinned`. It is unpinned when this object is deleted."""
+        """Pin the memory if `pinned`. It is unpinned when this object is deleted.
+
+        Raises:
+            RuntimeError: CUDA cannot pin the memory.
+        """
         if self._pinned:
             assert self.tensor is not None
             if _pin(self.tensor):
@@ -82,7 +89,10 @@ class DeviceMemory(Memory):
         self._size, self._device = size, torch.device(device)
 
     def make(self) -> None:
-        """Allocate the memory without sharing it. Then all streams and processes may use it."""
+        """Allocate the memory, and wait until it is no longer used by work queued before.
+
+        Afterwards all streams may use it and, after `offer`, the sender's process too.
+        """
         self.tensor = torch.empty(self._size, dtype=torch.uint8, device=self._device)
         if self._device.type == "cuda":
             # Queued work may still use this memory for a tensor that has been freed. Other streams
@@ -90,13 +100,21 @@ class DeviceMemory(Memory):
             torch.cuda.synchronize(self._device)
 
     def offer(self) -> bytes:
-        """Allocate the memory, and return a CUDA handle for the sender's process."""
+        """Allocate the memory, and return a CUDA handle for the sender's process.
+
+        Raises:
+            RuntimeError: CUDA IPC fails, or the memory cannot be allocated.
+        """
         self.make()
         with cuda_ipc():
             return bytes(ForkingPickler.dumps(self.tensor))
 
     def accept(self, offer: bytes) -> None:
-        """Open the memory; `offer` is the handle that the receiver's `offer` returned."""
+        """Open the memory; `offer` is the handle that the receiver's `offer` returned.
+
+        Raises:
+            RuntimeError: CUDA IPC fails.
+        """
         # Unpickling is safe here: a worker of the same run wrote the bytes.
         with cuda_ipc():
             self.tensor = pickle.loads(offer)
@@ -164,7 +182,7 @@ def no_room(size: int, what: str = "its slots") -> str | None:
 
 
 def fits(size: int) -> bool:
-    """Return whether shared memory has room for `size` bytes."""
+    """Return whether shared memory has room for `size` bytes. Outside Linux, return True."""
     try:
         return size <= _room()
     except OSError:  # only Linux has this folder

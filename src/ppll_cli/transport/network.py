@@ -1,17 +1,18 @@
 """Channels between machines, based on point-to-point messages of torch.distributed.
 
 Each channel has process groups of its own, so that channels do not wait for each other. The sender
-copies a message into one of its own slots, and a thread sends it. The receiver has a thread too. It
-requests the next message only when a slot is free, and gloo sends no message before it is
-requested. So the sender waits for a slow receiver (backpressure).
+copies a message into one of its own slots, and a thread sends it. The receiver has a thread too,
+which requests the next message only when a slot is free. gloo sends no message before the receiver
+requests it. So the sender waits for a slow receiver (backpressure).
 
 First of all, the sender sends a schema: a text that describes the tensors of all messages. The
 receiver compares it with its own schema. A message consists of two parts. The first part is called
-the head here: JSON with the message's `Header` and the shapes and dtypes of the tensors. The second
-part is the bytes of the tensors.
+the head here: JSON with the message's `Header`, and the names, dtypes, shapes and strides of the
+tensors. The second part is the bytes of the tensors.
 
-gloo sends both parts together from host memory. With NCCL, gloo sends only the head, and then NCCL
-sends the bytes from device to device. A transfer by NCCL occupies both devices until it ends. If it
+gloo sends both parts together from host memory; only the rest of a long head (see `HEAD`) is sent
+separately. With NCCL, gloo sends only the head, and then NCCL sends the bytes from device to
+device. A transfer by NCCL occupies both devices until it ends. If it
 began before both ends were ready, transfers of several channels could deadlock. Therefore the
 sender's thread sends a head only when the bytes are in its slot, and the receiver's thread requests
 a head only when a slot is free on its device.

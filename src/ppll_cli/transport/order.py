@@ -55,7 +55,7 @@ class Order:
     that `fill` and `give_back` return are sent to the other end, which passes them to `learn` if
     they are not empty.
 
-    This class is for rings with an end on the CPU. For two CUDA devices there is `CudaOrder`, or
+    This class is for rings with an end on the CPU. For two CUDA workers there is `CudaOrder`, or
     `HostOrder` if their processes cannot share CUDA events.
     """
 
@@ -81,9 +81,10 @@ class Order:
 
 
 class HostOrder(Order):
-    """Orders the work of two CUDA devices without CUDA IPC. The slots are in host memory.
+    """Orders the work of two CUDA workers without CUDA IPC. The slots are in host memory.
 
-    The host waits until its device has finished with a slot. Then the other end is told.
+    The process of an end waits until its device has finished with a slot. Only then it sends the
+    token to the other end.
     """
 
     def __init__(self, device: str) -> None:

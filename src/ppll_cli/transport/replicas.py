@@ -34,15 +34,19 @@ class Replicas:
     def add(self, tensor: Tensor) -> dist.Work:
         """Start an all-reduce that replaces a tensor by the sum over all replicas.
 
-        The tensor has the same shape and dtype in each replica. The result's method `wait` waits
-        for the sum; with NCCL, only the current stream waits.
+        The tensor must have the same shape and dtype in each replica. Call `wait` of the result
+        before you use the sum; with NCCL, only the current stream waits.
         """
         work = dist.all_reduce(tensor, group=self._group, async_op=True)
         assert work is not None
         return work
 
     def take_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors with the values that they have in the first replica."""
+        """Overwrite tensors with the values that they have in the first replica.
+
+        All tensors must be on one device. All replicas must pass tensors of the same shapes and
+        dtypes, in the same order.
+        """
         # gloo cannot send every dtype, so this sends bytes. Tensors with larger elements come
         # first, so that each part begins at a multiple of the size of its elements.
         own = sorted(map(_distinct, tensors), key=Tensor.element_size, reverse=True)
@@ -60,7 +64,8 @@ class Replicas:
         """Return the rows of all replicas, in the order of the replicas.
 
         Args:
-            rows: Tensor [N, C]. N may differ between replicas; C may differ only if N is 0.
+            rows: Tensor [N, C]. Its dtype must be the same in all replicas. Replicas may have
+                different N, but all replicas with rows must have the same C.
 
         Returns:
             Tensor [sum of N, C].

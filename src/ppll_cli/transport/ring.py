@@ -95,7 +95,7 @@ def ring(
         size: Bytes of a slot.
         memories: The memory of all slots, as the sender and as the receiver access it.
         orders: Make the sender, and the receiver, wait until the other has finished with a slot.
-        device: Where the receiver copies tensors to; None leaves them in the slot.
+        device: Device to which the receiver copies tensors. If None, they stay in the slot.
     """
     producer, consumer = open_pipes()
     theirs, ours = (Slots(memory, slots, size) for memory in memories)

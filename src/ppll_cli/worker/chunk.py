@@ -31,6 +31,8 @@ from ppll_cli.worker.views import as_received, copy_gradients, storages, unchang
 class HeldChunk(Networks):
     """A chunk that a worker trains: its networks, and the tensors of the current batch.
 
+    `number` is the index of the chunk in the model. `Networks` describes the other arguments.
+
     Attributes:
         is_last: Whether the chunk belongs to the last module, which has the model's own head.
         sums: Losses and metrics that are not reported yet, by a key such as "test" (see
@@ -88,7 +90,14 @@ class HeldChunk(Networks):
         self.tensors.hold_outputs(micro_batch, changing)
 
     def loss(self, micro_batch: int) -> None:
-        """Compute the module's loss and its gradients with respect to the chunk's outputs."""
+        """Compute the module's loss and its gradients with respect to the chunk's outputs.
+
+        Add the loss and the task's measurements to `sums`.
+
+        Raises:
+            RuntimeError: The loss requires no gradients, although some parameters do; or the loss
+                changes a tensor in place.
+        """
         assert self.criterion is not None
         values, batch, module = self.tensors[micro_batch].values, self.batch, self.place.module
         index = batch.first_micro_batch + micro_batch
@@ -122,9 +131,10 @@ class HeldChunk(Networks):
         self.complete_average()
 
     def copy_received_gradients(self, micro_batch: int, received: Container[int]) -> None:
-        """Copy each `.grad` that lies in a slot, because a later message overwrites the slot.
+        """Copy gradients that lie in a slot, because a later message overwrites the slot.
 
-        `received` has the addresses of received gradients (see `storages`).
+        These are gradients (`.grad`) of inputs and weights. `received` has the addresses of
+        received gradients (see `storages`).
         """
         # Autograd may use a received gradient as `.grad` without copying it, for example for a
         # position embedding that is added to a batch of one sample.

@@ -12,9 +12,10 @@ from ppll_cli.models.unit import Unit
 class Ema:
     """Averages of the parameters and of the floating-point buffers of units.
 
-    After optimizer step `step`, an average becomes `d * average + (1 - d) * value` with d =
-    `min(decay, (1 + step) / (10 + step))`: at first d is small, so that the initial weights are
-    soon forgotten. Buffers are averaged too, because BatchNorm's statistics must match the weights.
+    After optimizer step `step` (counted from 0), an average becomes `d * average + (1 - d) * value`
+    with d = `min(decay, (1 + step) / (10 + step))`. At first d is small, so that the initial
+    weights are soon forgotten. Buffers are averaged too, because BatchNorm's statistics must match
+    the weights.
     """
 
     def __init__(self, units: Iterable[tuple[Unit, nn.Module]], decay: float) -> None:

@@ -25,6 +25,7 @@ def micro_batches(
 
     Raises:
         TypeError: A batch of the data set lacks tensors that the run needs, or they do not fit.
+        RunFailedError: A data loader has ended, or cannot read a sample.
     """
     assert batches is not None
     sizes = batch.sizes
@@ -51,7 +52,7 @@ def checked_batch(
 
     Args:
         made: The batch that the data set made.
-        specs: Largest shape and dtype of each tensor, by name.
+        specs: Dtype, and largest shape without the batch dimension, of each tensor by name.
         samples: Number of samples that the batch must have.
         method: Name of the data set's method that made the batch, for the error.
 

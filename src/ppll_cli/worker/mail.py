@@ -38,7 +38,9 @@ class Mail:
     def receive(
         self, instruction: Instruction, version: Version | None = None
     ) -> dict[str, Tensor]:
-        """Receive the message that an instruction asks for, and return its tensors by name.
+        """Receive the message that an instruction asks for.
+
+        Return its tensors by name, on this stage's device.
 
         `version` identifies the weights in a message with weights; for other messages it is None.
         """
@@ -57,7 +59,10 @@ class Mail:
             return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
     def release(self, instruction: Instruction) -> None:
-        """Free the slot of a received message."""
+        """Free the slot of the oldest message that is received and not released yet.
+
+        `instruction` says on which channel the message came.
+        """
         channel = rules.gives_back(self._stage, instruction)
         assert channel is not None
         self.links.receivers[channel].release()

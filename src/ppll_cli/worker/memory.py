@@ -75,7 +75,7 @@ class Memory:
 def keep_freed_memory() -> None:
     """Make this process, and processes forked from it, keep freed memory for reuse.
 
-    So the process need not request this memory again for each batch, which takes time.
+    It would take time to request this memory again for each batch. Do nothing without glibc.
     """
     # By default glibc returns large blocks to the system and requests them again, page by page, for
     # the next batch. This took about 8 % of the time of training ResNet-32.

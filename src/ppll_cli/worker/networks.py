@@ -51,6 +51,7 @@ class Networks:
             unit's index in the model.
         ema: Averages of the units' weights; None if the run keeps none.
         averaged: Whether the units compute with the averages in `ema` now.
+        nonfinite: Stops the run or skips a step if a loss or a gradient norm is not finite.
         average: Averages the gradients over the replicas; None if the stage has only one worker.
         squared_norm: Squared gradient norm at the last step, before clipping: of the chunk under
             local learning, otherwise of the model. A scalar on the device; None if not needed.
@@ -181,7 +182,10 @@ class Networks:
         return self.job.numerics.autocast(self.device)
 
     def use_averages(self, averaged: bool) -> None:
-        """Let the units compute with the averages in `ema`, or again with the trained weights."""
+        """Let the units compute with the averages in `ema`, or again with the trained weights.
+
+        Do nothing if the run keeps no averages.
+        """
         if self.ema is not None and averaged != self.averaged:
             self.ema.swap()
             self.averaged = averaged

@@ -55,10 +55,18 @@ class NonFinite:
             raise NonFiniteError(step, self._place.module, largest)
 
     def skip_flag(self, step: int, total: Tensor | None) -> Tensor | None:
-        """Decide whether to skip a step, and report a skipped step.
+        """Decide whether to skip a step.
 
-        Return a scalar on the device: 1 if the step must be skipped, else 0. Return None if steps
-        are never skipped, or if `total` is None. `total` is the squared gradient norm, a scalar.
+        If the chunk ends a module, also warn of a skipped step: on CPU at once, on CUDA later, by
+        means of `skipped`.
+
+        Args:
+            step: Number of optimizer steps done before this one.
+            total: Squared gradient norm, a scalar on the device; None if it is not computed.
+
+        Returns:
+            A float32 scalar on the device: 1 if the step must be skipped, else 0. None if steps are
+            never skipped, or if `total` is None.
         """
         if total is None or not self._skips:
             return None

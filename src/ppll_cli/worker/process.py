@@ -44,7 +44,11 @@ class _ReportHandler(logging.Handler):
 
 
 def main(job: Job, seat: Seat, links: Links) -> None:
-    """Run a worker, and report its failure to the parent."""
+    """Run a worker. If it fails, report the failure to the parent.
+
+    Raises:
+        SystemExit: The worker has failed; the exit status is 1.
+    """
     streams.guard()  # a failing print in a user's model must not end the run
     lifeline.share(links.parent)
     # This comes first, because the parent notices late if a worker is stopped before its first sign

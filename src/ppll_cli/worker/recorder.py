@@ -79,6 +79,7 @@ class Recorder:
     has to wait anyway, for example at a checkpoint.
 
     Args:
+        clock: The clock of the stage's device.
         warmup: Number of batches not counted at the start of the process.
         skip: Number of batches not counted at the start of each segment (see the module).
         on_steady: Called once, when the steady state begins.
@@ -156,7 +157,7 @@ class Recorder:
         """Measure the time that the device takes for the body of the `with` statement.
 
         Args:
-            kind: The kind of time to which it is added, from `progress.KINDS`.
+            kind: The kind of time to which the measured time is added, from `progress.KINDS`.
             instruction: The instruction that the body executes; None for a wait or other work.
         """
         since = self._since
@@ -169,7 +170,7 @@ class Recorder:
         self._unread.append(_Queued(kind, instruction, first, last, self._step, since, self._trace))
 
     def executing(self, instruction: Instruction) -> AbstractContextManager[None]:
-        """Return a context that measures an instruction if `KINDS` has its type."""
+        """Return a context manager that measures an instruction if `KINDS` has its type."""
         kind = KINDS.get(type(instruction))
         if isinstance(instruction, do.Loss) and instruction.chunk in self._auxiliary:
             kind = "auxiliary"

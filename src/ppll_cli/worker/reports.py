@@ -46,9 +46,11 @@ class _Pending:
 class Reports:
     """Copies a stage's measurements to the host, and sends them to the parent in order.
 
-    The measurements are summed over the replicas.
+    The measurements are summed over the replicas. So all replicas of a stage must call `take` and
+    `unreported` in the same order.
 
     Args:
+        replicas: The replicas of the stage; None if the stage has only one worker.
         stop: Whether a training loss that is infinite or NaN ends the run.
         tell: Sends a report to the parent. None in all replicas of a stage but the first, because
             only the first sends reports.

@@ -37,7 +37,10 @@ def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
 
 
 def restore(chunks: Iterable[Networks], saved: Mapping[str, Tensor]) -> None:
-    """Load the state of chunks from a checkpoint. The run that saved it may have other stages."""
+    """Load the state of chunks from a checkpoint's tensors.
+
+    The run that saved the checkpoint may have placed the units on other stages.
+    """
     by_owner: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in saved.items():
         owner, _, key = name.rpartition(".")
@@ -60,7 +63,10 @@ def restore(chunks: Iterable[Networks], saved: Mapping[str, Tensor]) -> None:
 
 
 def begin_with(chunks: Iterable[Networks], weights: Weights) -> None:
-    """Load initial weights of units from a file; weights that the file lacks keep their values."""
+    """Load initial weights of units from a file; weights that the file lacks keep their values.
+
+    Also set the averages and the older versions of the weights to the initial weights.
+    """
     saved = read_weights(weights.file)
     for chunk in chunks:
         for unit, network in chunk.units:

@@ -18,7 +18,7 @@ class Sums:
     """Losses and measurements of some batches. They stay on the device, so the host need not wait.
 
     Attributes:
-        loss: Sum of the losses of all samples, a scalar.
+        loss: Sum of the losses of all samples, a float64 scalar.
         samples: Number of samples; a scalar tensor on the device if the method `over` made this
             object.
         measures: Results of the task's `measure`, [n, columns] each, in the order of the batches.

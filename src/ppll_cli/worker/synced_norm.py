@@ -31,20 +31,23 @@ class _Sum(torch.autograd.Function):
 # torch's `SyncBatchNorm` needs CUDA. Also, it gives the gradients of all replicas equal weight;
 # here, a replica's loss is weighted by the replica's share of the batch.
 class SyncedBatchNorm(_BatchNorm):
-    """A BatchNorm layer that normalises by statistics of all replicas in training."""
+    """A BatchNorm layer that, in training, normalises by statistics of all replicas' samples."""
 
     replicas: Replicas
 
     @classmethod
     def of(cls, layer: _BatchNorm, replicas: Replicas) -> "SyncedBatchNorm":
-        """Return a layer with the parameters, buffers and settings of `layer`."""
+        """Return a layer that shares the parameters, buffers and settings of `layer`."""
         made = cls.__new__(cls)
         made.__dict__ = layer.__dict__
         made.replicas = replicas
         return made
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise each channel of `x` [B, C, ...] by its mean and variance over all replicas."""
+        """Normalise each channel of `x` [B, C, ...] by its mean and variance over all replicas.
+
+        Outside training, compute the same as torch's layer.
+        """
         if not self.training:
             return super().forward(x)
         values = x.float()

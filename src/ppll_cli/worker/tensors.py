@@ -63,7 +63,8 @@ class Tensors:
         """Return addresses of memory that may change before the next chunk reads the outputs.
 
         Call this before the forward. `hold_outputs` copies outputs that are in this memory.
-        `state` returns the chunk's weights and buffers.
+        `state` returns the chunk's weights and buffers. The result is empty if the next chunk is on
+        another stage, because then the outputs are sent at once.
         """
         if not self._next_is_here:  # the outputs are sent at once
             return set()
@@ -115,6 +116,6 @@ class Tensors:
         return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
     def shapes(self) -> dict[str, list[int]]:
-        """Return the shape of each tensor of the batch, by name, for error reports."""
+        """Return the shape of each activation that is still held, by name, for error reports."""
         kept = (pair for held in self._held.values() for pair in held.values.items())
         return {name: list(t.shape) for name, t in kept if isinstance(t, Tensor)}

@@ -19,7 +19,7 @@ class Upstream:
     """Sends weights of this worker's units to losses, and passes weights to this worker's losses.
 
     For example, the loss of `local=man` reads the weights of the unit after its module. They are
-    `lag` batches old.
+    `lag` batches old. `receive` and `read` raise a RuntimeError if the loss changes the weights.
     """
 
     def __init__(self, job: Job, chunks: Mapping[int, Networks], mail: Mail) -> None:
@@ -50,7 +50,10 @@ class Upstream:
         self._show(instruction.chunk, weights, version)
 
     def send(self, instruction: SendWeights, step: int) -> None:
-        """After the step of batch `step`, send weights for batch `step + instruction.ahead`."""
+        """After the step of batch `step`, send weights for batch `step + instruction.ahead`.
+
+        Do nothing if the run ends before that batch.
+        """
         self._send_version(instruction, step + instruction.ahead, step + 1)
 
     def _version(self, watcher: int, step: int) -> Version:

@@ -32,7 +32,10 @@ class Versions:
             self._older.appendleft(_copy(self._now))
 
     def of_age(self, steps: int) -> Mapping[str, Tensor]:
-        """Return the parameters by name, as they were `steps` optimizer steps ago."""
+        """Return the parameters by name, as they were `steps` optimizer steps ago.
+
+        `steps` must be less than the `count` of this object.
+        """
         return self._older[steps - 1] if steps else self._now
 
     def saved(self) -> Iterator[tuple[str, Tensor]]:

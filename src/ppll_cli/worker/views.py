@@ -1,4 +1,4 @@
-"""Copies tensors whose memory may change or has gaps, and detects changes in place."""
+"""Copies tensors whose memory may change or has gaps, and detects in-place changes of tensors."""
 
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager

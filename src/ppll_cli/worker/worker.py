@@ -35,7 +35,13 @@ from ppll_cli.worker.state import begin_with, restore, tensors_of
 
 
 class Worker:
-    """Executes the instructions of one stage, or of one replica of it."""
+    """Executes the instructions of one stage, or of one replica of it.
+
+    Args:
+        job: What the run computes.
+        seat: The numbers of the worker's stage and replica.
+        links: The worker's connections to other workers and to the parent process.
+    """
 
     def __init__(self, job: Job, seat: Seat, links: Links) -> None:
         self.job, self.seat, self.links = job, seat, links
