@@ -33,8 +33,8 @@ def noted(note: str) -> Iterator[None]:
 class ConfigError(PpllError):
     """Raised when the user's input is wrong: the configuration, the command line, or a file.
 
-    The program ends with exit status 2. The message is one line, with control characters escaped
-    and long values shortened.
+    A console script then ends with exit status 2. The message is one line, with control characters
+    escaped and long values shortened.
 
     Args:
         key: The configuration key or command-line argument that is wrong, as the user writes it.

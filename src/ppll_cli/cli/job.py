@@ -53,7 +53,7 @@ class Jobs:
         current: The `Jobs` object of this process.
         arguments: The arguments of the command line.
         overrides: The overrides of the command line, without `resume=auto`.
-        fleet: The machines of the command; None if there is only this machine.
+        fleet: The machines, if torchrun or srun started this program on several; else None.
         before: The record of the run to be resumed; None for a new run and for a sweep.
         swept: The record of the sweep to be resumed; None for a new sweep and for a single run.
         folder: The folder of the run or of the sweep.

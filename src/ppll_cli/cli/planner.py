@@ -30,8 +30,8 @@ class Row:
             the same number of threads.
         obstacle: Why there is no prediction; empty if there is one.
         stages: Number of stages; 0 if there is no prediction.
-        replicas: Number of replicas of each stage.
-        machines: Number of machines that have a stage.
+        replicas: Number of replicas of each stage; 1 if there is no prediction.
+        machines: Number of machines with workers; 1 if there is no prediction.
     """
 
     schedule: str
@@ -114,10 +114,10 @@ class Planner:
         return max(known, key=lambda row: row.speed_up, default=None)
 
     def check(self) -> None:
-        """Check that at least one prediction was possible until now, or that none was tried.
+        """Raise the first error that prevented a prediction, if no prediction was possible so far.
 
         Raises:
-            ConfigError: The first error that prevented a prediction.
+            ConfigError: That error.
         """
         if self._errors and not self._found:
             raise self._errors[0]

@@ -199,7 +199,7 @@ class FeatureBank(Section):
     def refuse_vectors(self) -> None:
         """Check that `join`, `trains` and `normalize` have their defaults.
 
-        Call this for detection and super-resolution: these options are only for classification.
+        Call this for detection and super-resolution: these options do not apply to them.
 
         Raises:
             ConfigError: One of these options is not the default.
