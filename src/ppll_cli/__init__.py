@@ -50,14 +50,20 @@ def load_run(
     Args:
         run_dir: The run directory.
         checkpoint: The checkpoint to load: `last`, `best`, or a number of optimizer steps.
-        ema: Whether to load the averages of the weights, which a run with `optim.ema` keeps.
+        ema: Whether to load the averages of the weights instead of the weights. Only a run with
+            `optim.ema` keeps averages.
         device: The device on which to put the model.
-        classes: Your own classes that the run used, or their dotted paths. Only these classes, and
-            those of this program, are imported.
+        classes: Your own classes for the run's model and data, or their dotted paths. Only these
+            classes, and those of this program, are imported.
+
+    Returns:
+        A `ppll_cli.launch.loaded.LoadedRun`, with the model in evaluation mode and the data set.
 
     Raises:
-        ConfigError: The folder is no run directory, the checkpoint or its averages are missing, or
-            one of your own classes is not in `classes`.
+        ConfigError: The folder is no run directory; the checkpoint is missing, is damaged or has no
+            averages; the data cannot be loaded; the device cannot be used; or one of your own
+            classes is not in `classes`.
+        RuntimeError: `device` is a text that names no device.
     """
     from ppll_cli.launch.loaded import load_run as load  # torch takes seconds to import
 

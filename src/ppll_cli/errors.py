@@ -1,4 +1,4 @@
-"""The exceptions that the program raises."""
+"""Exceptions that the program raises."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ MOST = 600
 
 
 class PpllError(Exception):
-    """Base class of all exceptions that the program raises on purpose. They can be pickled."""
+    """Base class of the exceptions in this module. They can be pickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By default, pickle passes the message to the constructor, which takes other arguments.
@@ -31,12 +31,13 @@ def noted(note: str) -> Iterator[None]:
 
 
 class ConfigError(PpllError):
-    """Raised when the configuration or an input file is wrong; the run does not start (exit 2).
+    """Raised when the user's input is wrong: the configuration, the command line, or a file.
 
-    The message is one line, with control characters escaped and long values shortened.
+    A console script then ends with exit status 2. The message is one line, with control characters
+    escaped and long values shortened.
 
     Args:
-        key: The configuration key at fault, as on the command line.
+        key: The configuration key or command-line argument that is wrong, as the user writes it.
         value: The value that was given.
         problem: What is wrong with the value.
         remedy: What the user can do about the problem; may be empty.
@@ -51,13 +52,16 @@ class ConfigError(PpllError):
 
 
 class ScheduleError(PpllError):
-    """Raised when the instructions of a schedule would not train correctly."""
+    """Raised when the instructions that a schedule yields are invalid, or would train wrongly."""
 
 
 class DeadlockError(PpllError):
-    """Raised when every stage of a simulated pipeline waits for another stage.
+    """Raised when no stage of a simulated pipeline can go on: each waits for another, or is done.
 
-    `full` lists the full channels: the sender of each waits for a free slot.
+    Args:
+        report: Says what each stage waits for.
+        full: The channels without a free slot whose senders wait for a slot, each as a
+            `ppll_cli.pipeline.rules.Channel`.
     """
 
     def __init__(self, report: str, full: Sequence[Any] = ()) -> None:
@@ -66,10 +70,12 @@ class DeadlockError(PpllError):
 
 
 class SchemaError(PpllError):
-    """Raised when the two ends of a channel between machines expect different tensors.
+    """Raised when a machine will send other tensors than the receiving machine expects.
 
-    `theirs` lists the tensors that the sender will send. `ours` lists the tensors that the receiver
-    expects.
+    Args:
+        channel: Name of the channel between the machines.
+        theirs: Lists the tensors that the sender will send.
+        ours: Lists the tensors that the receiver expects.
     """
 
     def __init__(self, channel: str, theirs: str, ours: str) -> None:
@@ -77,12 +83,15 @@ class SchemaError(PpllError):
 
 
 class NonFiniteError(PpllError):
-    """Raised when a loss is infinite or NaN; on CUDA, it may be raised some optimizer steps later.
+    """Raised when a loss is infinite or NaN, unless `optim.nonfinite` is "skip".
+
+    On CUDA, it may be raised some optimizer steps after the step of this loss.
 
     Args:
         step: Number of optimizer steps done before the batch of this loss; None if unknown.
         module: Number of the module that the loss trains.
-        norm: Largest gradient norm of a parameter in the module's last chunk; None if unknown.
+        norm: Largest gradient norm of a parameter in the module's last chunk, infinite if a norm is
+            NaN; None if unknown.
     """
 
     def __init__(self, step: int | None, module: int, norm: float | None) -> None:
@@ -97,7 +106,7 @@ class NonFiniteError(PpllError):
 
 
 class ReplayError(PpllError):
-    """Raised when a restarted worker computes a message again, and gets a different result.
+    """Raised when a restarted worker computes a message again, with a result that differs.
 
     Args:
         tensor: Names the tensor whose values differ. If something else differs, such as the header
@@ -117,8 +126,11 @@ class ReplayError(PpllError):
 class WorkerFailedError(PpllError):
     """Raised when a worker has failed, after all workers have been stopped (exit 1).
 
-    `report` is a mapping that says what failed. Its key `name`, or its keys `stage` and `replica`,
-    identify the worker.
+    Args:
+        report: Describes the failure. Its keys are `error` (the message), `device`, and either
+            `name` or `stage`, which identify the worker. Optional keys, among others: `replica`,
+            `replicas`, `machine`, `traceback`, and `repeats`, which is true if a resumed run would
+            fail in the same way.
     """
 
     def __init__(self, report: dict[str, Any]) -> None:
@@ -141,7 +153,10 @@ class RunFailedError(PpllError):
 
 
 class Interrupted(PpllError):  # noqa: N818 - an interruption is not an error
-    """Raised when the signal with the number `signal` ended the run early."""
+    """Raised when a signal ended the run early, or `max_minutes`, which acts as SIGTERM does.
+
+    `signal` is the number of the signal.
+    """
 
     def __init__(self, signal: int) -> None:
         self.signal = signal

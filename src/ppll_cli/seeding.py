@@ -1,8 +1,11 @@
 """Seeds for all random numbers, one function for each purpose.
 
-A seed depends only on the function's arguments, not on the process, the stage or numbers drawn
-before. So runs with different partitions and schedules can be bit-identical, and a resumed run
-equals a run that was never stopped.
+A seed is an integer from 0 to 2**63 - 1. It depends only on the function's arguments, not on the
+process, the stage or random numbers that were drawn before. So runs with different partitions and
+schedules can be bit-identical, and a resumed run equals a run that was never stopped.
+
+The arguments `epoch`, `batch` and `module` are indices from 0. `batch` is the index within the
+epoch or, in evaluation, within the split.
 """
 
 from hashlib import blake2b
@@ -21,8 +24,8 @@ def unit_weights(seed: int, unit: str) -> int:
 def auxiliary_weights(seed: int, module: int) -> int:
     """Return the seed for the initial weights of a module's auxiliary network.
 
-    The call of `LocalMethod.exports` has this seed too. The networks of exports, like those of
-    other units, have seeds from `unit_weights`.
+    `LocalMethod.exports` is called with this seed too. But the networks of the exported units have
+    seeds from `unit_weights`, like all units.
     """
     return _seed("auxiliary weights", seed, module)
 
@@ -30,29 +33,36 @@ def auxiliary_weights(seed: int, module: int) -> int:
 def unit_forward(seed: int, unit: str, step: int, micro_batch: int) -> int:
     """Return the seed for a unit's random numbers in a forward pass, such as those of dropout.
 
-    In evaluation, `step` is -1, and `micro_batch` is the index of the batch in its split.
+    In training, `step` is the number of optimizer steps done, and `micro_batch` is the index of the
+    micro-batch in its batch. In evaluation, `step` is -1, and `micro_batch` is the index of the
+    batch in its split.
     """
     return _seed("unit forward", seed, unit, step, micro_batch)
 
 
 def auxiliary_forward(seed: int, module: int, step: int, micro_batch: int) -> int:
-    """Return the seed for an auxiliary network's random numbers in a forward pass of training."""
+    """Return the seed for an auxiliary network's random numbers in a forward pass of training.
+
+    `step` is the number of optimizer steps done, and `micro_batch` is the index of the micro-batch
+    in its batch.
+    """
     return _seed("auxiliary forward", seed, module, step, micro_batch)
 
 
 def constructor(seed: int, group: str) -> int:
-    """Return the seed under which a model or a local method is made.
+    """Return the seed of the global generators (torch, Python, NumPy) for a constructor.
 
-    `group` is "model" or "local". Making a model includes the call of its method `units`.
+    The constructor is that of the model (`group` is "model") or of the local method ("local"). The
+    model's method `units` is called with this seed too.
     """
     return _seed("constructor", seed, group)
 
 
 def watching(seed: int, module: int, step: int) -> int:
-    """Return the seed for `Criterion.see`, the method that gives a later unit's weights to a loss.
+    """Return the seed for `Criterion.see`, the method by which a loss gets weights of a later unit.
 
-    `module` is the module that the loss trains. `step` is the number of optimizer steps after which
-    the unit had these weights.
+    `module` is the module that the loss trains. `step` is the number of optimizer steps that had
+    been done when the unit had these weights.
     """
     return _seed("watching", seed, module, step, 0)
 

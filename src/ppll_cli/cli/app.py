@@ -1,7 +1,7 @@
 """ppll-run: compose and check the configuration, launch the run, report its result.
 
-Slow imports are inside functions: `--help`, `--cfg job` and the refusal of a wrong configuration
-import no torch.
+Slow imports are inside functions: `--help`, `--cfg job` and the checks that need neither the model
+nor the data import no torch.
 """
 
 import gc
@@ -48,7 +48,7 @@ def main() -> NoReturn:
     """Run the console script.
 
     Exit status: 0 if the run completed, 1 if it failed, 2 after wrong input, 128 + n if signal n
-    ended it. `--help` and `--cfg job` exit with 1 if their text cannot be written.
+    ended it. `--help`, `--version` and `--cfg job` exit with 1 if their text cannot be written.
     """
     gc.disable()  # until torch is imported: garbage collection takes a fifth of the import's time
     streams.guard()
@@ -204,7 +204,10 @@ def _for_hydra(jobs: Jobs) -> None:
 
 
 def raise_first(jobs: Jobs) -> None:
-    """Raise the error of the first job that did not complete. An interrupted job comes first.
+    """Raise the error of the first job that did not complete, if there is one.
+
+    An interrupted job comes before all others. If resuming the sweep may help, print first how to
+    resume it.
 
     Raises:
         ConfigError: The job was refused.

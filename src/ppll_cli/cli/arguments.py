@@ -20,7 +20,12 @@ from ppll_cli.observe import streams
 
 
 def script(program: str, main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a program, and exit: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C."""
+    """Run a program, and exit: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C.
+
+    Args:
+        program: The program's name, for messages.
+        main: The function that does the work, given the arguments of the command line.
+    """
     streams.guard()
     if signal.SIGINT in ending_signals():  # until here, `end_at_signals` handled Ctrl-C
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -84,8 +89,10 @@ def searched(config_dir: Path | None) -> list[str]:
 def refuse_if_only_for_runs(override: str, remedy: str) -> None:
     """Refuse an override of `resume` or of Hydra's keys, which only `ppll-run` can use.
 
-    Hydra's search path is allowed, because `--config-dir` sets it too. `remedy` ends the error
-    message.
+    Hydra's search path is allowed, because `--config-dir` sets it too.
+
+    Raises:
+        ConfigError: The override is of such a key; `remedy` ends the message.
     """
     key, value = key_of(override), override.partition("=")[2]
     if re.match(r"(resume|hydra)\b", key) and key != SEARCH_PATH:
@@ -93,7 +100,7 @@ def refuse_if_only_for_runs(override: str, remedy: str) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports wrong arguments in one line, with exit status 2."""
+    """An argument parser that raises a ConfigError for wrong arguments, instead of exiting."""
 
     def __init__(self, prog: str, description: str, epilog: str, usage: str | None = None) -> None:
         plain = argparse.RawDescriptionHelpFormatter

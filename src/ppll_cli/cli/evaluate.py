@@ -1,4 +1,4 @@
-"""ppll-eval: evaluate a finished run's model on its own data, other data, or a user's pictures.
+"""ppll-eval: evaluate a run's model on the run's data or other data, or predict from pictures.
 
 Slow imports are inside functions, so that `--help` and wrong command lines need not wait for torch.
 """
@@ -115,14 +115,18 @@ class EvaluationRequest:
     """What the user asks ppll-eval for, checked as far as possible without torch.
 
     Attributes:
+        run: The record of the run.
         config: The run's configuration, with the changes of the command line.
         checkpoint: `last`, `best`, or a number of optimizer steps.
+        ema: Whether to use the averages of the weights.
         split: The split to evaluate; None to predict without an evaluation.
         compares_data: Whether to refuse data that have changed since the run. True for a split that
             the run held out of its training set, unless the user chooses other data.
         data: The chosen option of the group `data`.
         other_data: Like `data`, but None if the settings of the data are the run's.
         batch_size: Samples per evaluation batch; None if not given.
+        pictures: Files of pictures to predict from.
+        output: The folder for results.
     """
 
     run: "Recorded"

@@ -51,7 +51,9 @@ class Jobs:
 
     Attributes:
         current: The `Jobs` object of this process.
+        arguments: The arguments of the command line.
         overrides: The overrides of the command line, without `resume=auto`.
+        fleet: The machines, if torchrun or srun started this program on several; else None.
         before: The record of the run to be resumed; None for a new run and for a sweep.
         swept: The record of the sweep to be resumed; None for a new sweep and for a single run.
         folder: The folder of the run or of the sweep.
@@ -60,7 +62,7 @@ class Jobs:
         process: ID of the process that runs the command; jobs may run in other processes.
         resume_command: The command that resumes the sweep; None until the sweep can be resumed.
         began: Whether Hydra has begun a job.
-        failures: The errors of jobs. If a job was interrupted, this error is the first.
+        failures: The errors of jobs. If a job was interrupted, its error is the first.
         ends: After a sweep, the status of each job that did not complete.
     """
 
@@ -105,10 +107,12 @@ class Jobs:
     def run(self, cfg: "DictConfig") -> float | None:
         """Run a job, and return the value of its objective for a sweeper.
 
-        If the job fails, add the error to `failures`, and return None.
+        If the job fails, add the error to `failures`, and return None. Also return None if the
+        objective was not measured.
 
         Raises:
-            KeyboardInterrupt: The job was interrupted, in the process that runs the command.
+            KeyboardInterrupt: The job was interrupted, and this process runs the command. In other
+                processes, which Hydra's launcher starts, an interrupted job returns None.
         """
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
@@ -232,6 +236,9 @@ def remove_refused(
             or a folder above it.
         earlier: Files that existed before the command, with their content at that time. They are
             restored, not removed.
+
+    Raises:
+        OSError: A file cannot be removed or restored.
     """
     # Files that were not there before are removed first: on a full disk, this makes room.
     for path in sorted((folder / name for name in ours), key=lambda path: path in earlier):

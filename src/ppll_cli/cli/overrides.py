@@ -39,11 +39,13 @@ def expand_home(override: str) -> str:
 def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
     """Replace `resume=auto`, which lets a user repeat one command until the run is complete.
 
-    If the folder in `hydra.run.dir` has a run, both overrides become `resume=FOLDER`. If it has no
-    run, `resume=auto` is removed, and a new run starts there.
+    If the folder in `hydra.run.dir` has a run, `resume=FOLDER` replaces `resume=auto` and
+    `hydra.run.dir`. If it has no run, `resume=auto` is removed, and a new run starts there.
 
     Raises:
-        ConfigError: `resume=auto` is given for a sweep, or without `hydra.run.dir`.
+        ConfigError: `resume=auto` is given for a sweep or without `hydra.run.dir`, or the folder's
+            name cannot be found out before the run.
+        OverrideParseException: Hydra cannot parse an override.
     """
     from ppll_cli.config.overrides import parsed, text
 
@@ -74,7 +76,11 @@ def for_each_job(overrides: Sequence[str]) -> list[str]:
 
     An example is `local=dgl,infopro local.hidden=64`. Before the jobs, Hydra composes a
     configuration with the default `local`. It would refuse `local.hidden`, because this default has
-    no such key. So `local.hidden` becomes `choice(64)`, and Hydra sets it only in the jobs.
+    no such key. So the override becomes `local.hidden=choice(64)`, which Hydra uses only in the
+    jobs.
+
+    Raises:
+        OverrideParseException: Hydra cannot parse an override.
     """
     from hydra.errors import OverrideParseException
 
@@ -112,11 +118,12 @@ def ignored_folder(overrides: Sequence[str], *, sweep: bool) -> str | None:
 def check_run_dir(overrides: Sequence[str]) -> None:
     """Refuse the folder in `hydra.run.dir` if it is not empty, before Hydra writes into it.
 
-    It may have files of a run that ended before it began to train. If this check does not know the
-    folder, `Jobs.run` checks it later.
+    A folder that has only files of a run that ended before it began to train is not refused. If the
+    folder's name cannot be found out yet, do nothing: `Jobs.run` checks the folder later.
 
     Raises:
-        ConfigError: The folder is not empty, or `hydra.run.dir` is not the name of a folder.
+        ConfigError: The folder is not empty, or the value of `hydra.run.dir` is not a text.
+        OverrideParseException: Hydra cannot parse an override.
     """
     from ppll_cli.config.overrides import parsed
 
@@ -141,6 +148,9 @@ def check_links(run_dir: Path) -> None:
     """Refuse to resume a run if its log or its metrics file is a symbolic link.
 
     The run would append to the file to which the link points.
+
+    Raises:
+        ConfigError: One of these files is a link.
     """
     for name in (LOG_FILE, METRICS_FILE):
         if (run_dir / name).is_symlink():

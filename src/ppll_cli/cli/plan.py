@@ -1,7 +1,7 @@
 """ppll-plan: predict speed and memory of each schedule on each number of devices, before any run.
 
-Slow imports are inside functions: `--help` and the refusal of a wrong configuration import no
-torch.
+Slow imports are inside functions: `--help` and the checks that need neither the model nor the data
+import no torch.
 """
 
 import argparse
@@ -109,7 +109,7 @@ def _count(text: str) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs whose speed is predicted: each schedule, on each number of devices.
+    """The runs whose speed is predicted: each schedule, for each number of devices and replicas.
 
     Attributes:
         gpus: Numbers of devices.
@@ -147,10 +147,15 @@ class Plan:
         return plan
 
     def settings(self, name: str, gpus: int, replicas: int = 1) -> Settings:
-        """Return the settings of a run with the schedule `name`.
+        """Return the settings of a run with the schedule `name`, on `gpus` devices.
+
+        The devices are divided among `replicas` copies of the pipeline.
 
         If `threads` is not set, workers get equally many threads in all runs of the plan. For
         example, with 16 CPU cores and plans for 1, 2 and 4 devices, each worker gets 4 threads.
+
+        Raises:
+            ConfigError: A setting is wrong, or does not fit the others.
         """
         # Numbers of devices above the number of cores are ignored. If all are above it, each worker
         # gets one thread.

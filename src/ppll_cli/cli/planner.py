@@ -29,6 +29,9 @@ class Row:
         speed_up: The predicted speed, divided by the speed of back-propagation by one worker with
             the same number of threads.
         obstacle: Why there is no prediction; empty if there is one.
+        stages: Number of stages; 0 if there is no prediction.
+        replicas: Number of replicas of each stage; 1 if there is no prediction.
+        machines: Number of machines with workers; 1 if there is no prediction.
     """
 
     schedule: str
@@ -44,7 +47,7 @@ class Row:
 class Planner:
     """Measures the units of a model once, and predicts many schedules from the measurements.
 
-    Use it in a `with` block: another process measures the units, and the end of the block ends it.
+    Use it in a `with` block. Another process measures the units; it ends with the block.
 
     Attributes:
         settings: A function that returns the settings of a run. Its arguments are the name of a
@@ -89,7 +92,7 @@ class Planner:
 
     @property
     def bp_samples_per_second(self) -> float:
-        """Samples per second of back-propagation by one worker on one device."""
+        """Predicted samples per second of back-propagation by one worker on one device."""
         return self._bp(self.base.threads_per_worker)
 
     def rows(self, gpus: int) -> dict[str, Row]:
@@ -111,14 +114,19 @@ class Planner:
         return max(known, key=lambda row: row.speed_up, default=None)
 
     def check(self) -> None:
-        """Raise the first ConfigError that prevented a prediction, if there is no prediction."""
+        """Raise the first error that prevented a prediction, if no prediction was possible so far.
+
+        Raises:
+            ConfigError: That error.
+        """
         if self._errors and not self._found:
             raise self._errors[0]
 
     def title(self, choices: Mapping[str, str]) -> str:
-        """Return a line with the planned model, data set, batch size, precision and device.
+        """Return a line that names the planned model, data set, batch size, precision and device.
 
-        `choices` has the chosen names of the model and the data set, for example `vit` for `model`.
+        It ends with the number of threads of a worker. `choices` has the chosen options of the
+        groups `model` and `data`, for example {"model": "vit", "data": "digits"}.
         """
         base = self.base
         where = model_of(self.device)
@@ -127,7 +135,10 @@ class Planner:
         return f"{' '.join(parts)} on {where}, {base.threads_per_worker} thread(s) a worker"
 
     def notes(self, gpus: Sequence[int]) -> list[str]:
-        """Return notes on how the tables were computed, and how to read them."""
+        """Return notes on how the tables for these numbers of devices were computed.
+
+        Some notes say how to read the tables.
+        """
         threads = self.base.threads_per_worker
         here = usable_cores() // threads if self.device == "cpu" else cuda.device_count()
         lines = [f"bp on one device: {self.bp_samples_per_second:.0f} samples/s"]

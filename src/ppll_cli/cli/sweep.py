@@ -75,7 +75,10 @@ class CompareRuns(Callback):
         Jobs.current.begin_in(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Record the sweeper's name, unless it is the basic one: `resume` refuses all others."""
+        """Remember the folder of the sweep, and record the sweeper's name, unless it is "basic".
+
+        By the name, `resume` refuses the sweeps of all other sweepers.
+        """
         Jobs.current.begin_in(Path(config.hydra.sweep.dir))
         folder = Jobs.current.folder
         name = str(config.hydra.runtime.choices["hydra/sweeper"])
@@ -87,7 +90,7 @@ class CompareRuns(Callback):
             write_json(file, {"format": SWEEP_FORMAT, "sweeper": name})
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Compare the runs, and report the sweep to the tracker."""
+        """Compare the runs, and report the sweep to the tracker, unless all jobs were refused."""
         folder = Path(config.hydra.sweep.dir)
         if self._compare(folder):
             with only_warn("the sweep could not be reported to the tracker"):

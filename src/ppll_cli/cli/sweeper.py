@@ -66,6 +66,14 @@ class BasicSweeper(basic_sweeper.BasicSweeper):
         """Run all jobs of a new sweep, or the incomplete jobs of a resumed sweep.
 
         `arguments` has the command line's overrides, without overrides of Hydra's keys.
+
+        Returns:
+            Hydra's results of the jobs, in one list for each batch of jobs.
+
+        Raises:
+            ConfigError: A job's configuration cannot be composed, a job's folder is not empty, or
+                another process runs this sweep.
+            OSError: The record of the sweep cannot be written.
         """
         place = str(self.config.hydra.sweep.dir)
         folder = Path(place).absolute()

@@ -12,14 +12,14 @@ PRESETS = ("recipe", "experiment")
 """Groups whose options choose options of other groups."""
 
 WITHOUT = re.compile(r"resume$|hydra$|local\.bank\.")
-"""Keys that `changes` leaves out; `local.bank` is a copy of `fba`."""
+"""Matches the keys that `changes` leaves out; `local.bank` is a copy of `fba`."""
 
 
 def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
     """Return the overrides that turn the defaults into a resolved configuration.
 
-    `choices` has the chosen option of each configuration group, such as {"schedule": "ppll"}. The
-    overrides are not quoted for a shell.
+    `choices` has the chosen option of each configuration group, such as {"schedule": "ppll"}; the
+    text "None" stands for no option. The overrides are not quoted for a shell.
     """
     given: list[str] = []
     defaults, usual = composed(given)

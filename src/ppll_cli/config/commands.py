@@ -67,7 +67,10 @@ def word(text: str) -> str:
 
 
 def short_path(path: Path) -> str:
-    """Return a path for a command line; a path inside the current directory becomes relative."""
+    """Return a path for a command line; a path inside the current directory becomes relative.
+
+    If the result would begin with `-`, it gets the prefix `./`, so that it is not an option.
+    """
     try:
         here = Path.cwd()  # the run directory if hydra.job.chdir=true
     except OSError:  # somebody removed the current directory
@@ -77,7 +80,10 @@ def short_path(path: Path) -> str:
 
 
 def pip_install(what: str) -> str:
-    """Return the command that installs a package into this program's Python environment."""
+    """Return the pip command, quoted for a shell, that installs a package.
+
+    It installs into this program's Python environment.
+    """
     return " ".join([word(sys.executable), "-m pip install", word(what)])
 
 

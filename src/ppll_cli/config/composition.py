@@ -53,6 +53,10 @@ def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
 
     If Hydra is initialised, as during a job, the user's own folders of YAML files are used. If not,
     they are used only if an override of `hydra.searchpath` names them.
+
+    Raises:
+        HydraException: Hydra cannot parse or apply an override, or there is no such option.
+        OmegaConfBaseException: An interpolation cannot be resolved, or a key has no value.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -86,7 +90,7 @@ def options_given(arguments: Sequence[str]) -> list[str]:
 
 
 def overrides_of(hydra: Any, kind: str) -> list[str]:
-    """Return the overrides of this command line, with interpolations not resolved.
+    """Return the overrides with which Hydra composed a configuration. `${...}` stays unresolved.
 
     Args:
         hydra: The part `hydra` of the configuration.
@@ -104,7 +108,11 @@ def own_choices(choices: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def check_choices(choices: Mapping[str, str]) -> None:
-    """Raise a ConfigError if no option is chosen in one of the `GROUPS`."""
+    """Check that the user has removed none of the `GROUPS`.
+
+    Raises:
+        ConfigError: A group was removed, by an override such as `~optim`.
+    """
     for group in GROUPS:
         if group not in choices:
             problem = f"~{group} removes a group that every run needs"

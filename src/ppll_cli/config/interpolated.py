@@ -1,4 +1,7 @@
-"""Converts text from interpolations, such as `${oc.env:LR}`, to numbers where needed."""
+"""Replaces interpolations such as `${oc.env:LR}` by their values.
+
+Text is converted to a number, a boolean or null where needed.
+"""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +24,9 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
     An environment variable always has a text as its value, such as "0.1". If the key accepts no
     text, the text becomes what Hydra reads on a command line: here the number 0.1.
+
+    Raises:
+        OmegaConfBaseException: An interpolation cannot be resolved, or a key has no value.
     """
     given: Any = OmegaConf.to_container(config)
     found: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

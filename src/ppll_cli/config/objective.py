@@ -23,7 +23,8 @@ def chosen(key: str | None, summary: Summary, metric: str) -> str:
         metric: The name of the task's metric.
 
     Raises:
-        ConfigError: The summary has no such key, or its value is neither a number nor None.
+        ConfigError: The summary has no such key, or its value is neither a number nor None, or the
+            key names all results on a split, such as `test`.
     """
     if key is None:
         return f"{'val' if 'val' in summary else 'test'}.{metric}"
@@ -50,7 +51,7 @@ def check_direction(key: str, direction: str | None, metric: str, lower_is_bette
     """Refuse a search for the worst loss or metric, for example for the largest loss.
 
     Args:
-        key: The objective.
+        key: The key of the objective, such as `test.loss`.
         direction: What the sweeper searches for: "minimize", "maximize", or None if unknown.
         metric: The name of the task's metric.
         lower_is_better: Whether small values of the metric are good.

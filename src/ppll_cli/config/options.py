@@ -17,10 +17,11 @@ def conf_dir() -> Path:
 
 
 def as_typed(group: str, target: object) -> tuple[str, object]:
-    """Return how a user chooses `target`, a class or its dotted path: an override's key and value.
+    """Return the key and the value of the override by which a user chooses a class.
 
-    The result is, for example, `("schedule", "interleaved")` if exactly one option of the group has
-    this class. Otherwise it is `("schedule._target_", "dotted.path.of.Class")`.
+    `target` is the class or its dotted path. The result is, for example,
+    `("schedule", "interleaved")` if exactly one option of the group has this class. Otherwise it is
+    `("schedule._target_", "dotted.path.of.Class")`.
     """
     if isinstance(target, type):
         target = class_path(target)

@@ -38,7 +38,8 @@ def at(config: Mapping[str, Any], key: str) -> Any:
 def keys(key: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield each key that an override sets, with its value: `a={b: 1, c: 2}` sets `a.b` and `a.c`.
 
-    `key` and `value` are what stands before and after the override's `=`.
+    `key` is the text before the override's `=`. `value` is what Hydra parsed from the text after
+    it.
     """
     # Hydra merges a dictionary into the old values, so the other keys of `a` keep their values.
     if not isinstance(value, dict):

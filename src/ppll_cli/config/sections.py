@@ -33,14 +33,16 @@ class Optim(Section):
     """The optimizer and its learning rate.
 
     Attributes:
-        lr: Learning rate after the warm-up.
+        lr: Learning rate before `schedule` and the warm-up change it.
         betas: Decay factors of AdamW's averages of the gradient and of the squared gradient.
         momentum: Momentum of SGD.
         schedule: How the learning rate changes. `constant`: not at all. `step`: it is multiplied by
-            `gamma` at each of `milestones` (epochs). `cosine`: from the end of the warm-up it falls
-            to zero along a cosine, step by step. `cosine_by_epoch`: from the first epoch it falls
-            to zero along a cosine, epoch by epoch.
-        warmup_epochs: Epochs over which the learning rate rises linearly.
+            `gamma` after each of `milestones` (epochs). `cosine`: after the warm-up it falls to
+            zero along a cosine, and changes at each step. `cosine_by_epoch`: it falls to zero along
+            a cosine that begins with the first epoch, even of a warm-up, and changes at each epoch.
+        warmup_epochs: Number of epochs, which may be a fraction, in which the learning rate first
+            rises: linearly from almost zero to `lr`, or with `cosine_by_epoch` from `warmup_lr` to
+            the cosine.
         warmup_lr: Learning rate of the first epoch of a warm-up, for `cosine_by_epoch`.
         label_smoothing: Fraction of each training target that is distributed equally over all
             classes.
@@ -92,7 +94,15 @@ class Optim(Section):
 
 
 class Partition(Section):
-    """How modules are grouped into stages."""
+    """How modules are grouped into stages.
+
+    Attributes:
+        name: What is about equal in all stages. `uniform`: the number of units. `params`: the
+            number of parameters. `flops`: FLOPs. `profile`: measured seconds. `manual`: nothing,
+            because the user gives the cuts.
+        cuts: With `manual`, the name of the first unit of each stage (or, if a stage has several
+            chunks, of each chunk) except the first; else None.
+    """
 
     name: Literal["uniform", "params", "flops", "profile", "manual"]
     cuts: list[str] | None
@@ -114,7 +124,7 @@ class FeatureBank(Section):
     """How the auxiliary networks of later modules use features of earlier modules.
 
     Attributes:
-        enabled: Whether auxiliary networks use such features.
+        enabled: Whether auxiliary networks use features of earlier modules.
         features: Which features a module's auxiliary network reads. `every`: features of every
             earlier module. `stage_ends`: features of each earlier module that ends a resolution
             stage. A number n: features of the n previous modules. `first`: outputs of early units
@@ -152,7 +162,9 @@ class FeatureBank(Section):
         return self.fusion
 
     def resolved(self, first: bool) -> Self:
-        """Return a copy in which None is replaced by a default. Without a bank, return this object.
+        """Return a copy in which `features` and `fusion` have a default instead of None.
+
+        If `enabled` is False, return this object.
 
         Args:
             first: True for super-resolution models whose head reads outputs of early units: the
@@ -185,7 +197,9 @@ class FeatureBank(Section):
             raise ConfigError(f"fba.{key}", value, problem)
 
     def refuse_vectors(self) -> None:
-        """Refuse changed `join`, `trains` or `normalize`, for a task to which they do not apply.
+        """Check that `join`, `trains` and `normalize` have their defaults.
+
+        Call this for detection and super-resolution: these options do not apply to them.
 
         Raises:
             ConfigError: One of these options is not the default.
@@ -214,7 +228,13 @@ class Recover(Section):
 
 
 class CheckpointSettings(Section):
-    """When to save checkpoints, how many of the newest to keep, and whether to keep the best."""
+    """When to save checkpoints, and which to keep.
+
+    Attributes:
+        every: Optimizer steps between two checkpoints; None to save at the end of each epoch.
+        keep: Number of the newest checkpoints to keep.
+        best: Whether to save also at each evaluation, and keep the checkpoint with the best metric.
+    """
 
     every: Count | None
     keep: Count

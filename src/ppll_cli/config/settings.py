@@ -55,7 +55,7 @@ PROBABILITIES = {"dropout", "attention_dropout", "drop_path"}
 
 
 class Settings(Section):
-    """The whole composed configuration."""
+    """The whole composed configuration. `conf/config.yaml` explains its keys."""
 
     model: Group
     data: Group
@@ -113,7 +113,10 @@ class Settings(Section):
 
     @property
     def threads_per_worker(self) -> int:
-        """Threads of each worker: `threads`, or an equal share of the usable cores."""
+        """Number of threads of each worker: `threads` or, if that is None, a share of the cores.
+
+        The usable cores are shared equally among `devices_asked` workers. The share is at least 1.
+        """
         return self.threads or max(1, usable_cores() // self.devices_asked)
 
     @model_validator(mode="after")
@@ -162,7 +165,8 @@ def parse(config: Mapping[str, Any]) -> Settings:
     """Check a composed configuration, given as plain data, and return it as typed settings.
 
     Raises:
-        ConfigError: A value is of the wrong type or range, or a key does not exist.
+        ConfigError: A key is missing or unknown, a value has the wrong type or is out of range, or
+            two values do not fit each other.
     """
     try:
         settings = Settings.model_validate(config)
@@ -218,7 +222,8 @@ def field_at(keys: Iterable[object]) -> tuple[list[str], Any]:
     """Follow nested keys through the fields of `Settings` as far as possible.
 
     Return the keys that have fields, and the type of the last field. For example, `optim.lr.x`
-    gives `["optim", "lr"]` and the type of `lr`.
+    gives `["optim", "lr"]` and the type of `lr`. If the first key has no field, return `[]` and
+    `Settings`.
     """
     place: list[str] = []
     kind: Any = Settings

@@ -115,7 +115,11 @@ def check_options(group: str, made: Any) -> None:
     """Check the fields of a dataclass object against their annotations.
 
     Classes call it in `__post_init__`, for objects that Python code creates. A field for a list
-    may have a tuple, and a field for a number a NumPy number. The values stay as they are.
+    accepts a tuple, and a field for a number accepts a NumPy number. No value is converted.
+
+    Args:
+        group: The configuration group of the object, for the error.
+        made: The object.
 
     Raises:
         ConfigError: A field's value does not fit its annotation.
@@ -157,7 +161,14 @@ def checked(key: str, value: Any, annotation: Any, *, plain: bool = True) -> Any
 
 
 def refusal(key: str, value: object, annotation: Any, found: Sequence[ErrorDetails]) -> ConfigError:
-    """Return the error that tells a user why pydantic refused a value for these reasons."""
+    """Return the error that tells the user why pydantic refused a value.
+
+    Args:
+        key: The value's key.
+        value: The value.
+        annotation: The type that was required.
+        found: Pydantic's description of each reason.
+    """
     problem = ", or ".join(dict.fromkeys(_reworded(each["msg"]) for each in found))
     of_elements = all(any(isinstance(part, int) for part in each["loc"]) for each in found)
     if NoneType in get_args(annotation) and not of_elements:
@@ -234,6 +245,10 @@ def parameters_of(target: Any) -> dict[str, Any]:
     """Return the annotation of each argument of a class or function, by the argument's name.
 
     If a constructor accepts `**kwargs`, the arguments of the base class's constructor are added.
+    The result is `inspect.Parameter.empty` for an argument without annotation.
+
+    Raises:
+        ValueError: The class or function is written in C, and has no signature.
     """
     functions = [target]
     if inspect.isclass(target):

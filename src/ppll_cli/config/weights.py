@@ -14,7 +14,10 @@ EMA_FILE = "model_ema.safetensors"
 
 
 def absolute_path(given: str) -> str:
-    """Make a path absolute; a relative path begins in the folder where the program was started."""
+    """Make a path absolute, and replace `~` by the user's home folder.
+
+    A relative path begins in the folder where the program was started.
+    """
     return os.path.abspath(start_folder() / os.path.expanduser(given))
 
 

@@ -20,7 +20,9 @@ FOUND_FROM = 0.5
 """Smallest intersection over union at which an anchor is matched to a box (arXiv 1708.02002)."""
 
 BACKGROUND_BELOW = 0.4
-"""An anchor is background if all its overlaps with boxes are below this (arXiv 1708.02002)."""
+"""An anchor that is not matched to a box is background if its intersection over union with each box
+is below this (arXiv 1708.02002).
+"""
 
 SCORES_ABOVE = 0.05
 """Detections must have a score above this value (torchvision's choice)."""
@@ -49,16 +51,18 @@ class Detections(NamedTuple):
 
 @torch.no_grad()
 def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor, forced: bool = True) -> Tensor:
-    """Match each anchor to a box or to background, like torchvision's Matcher.
+    """Match each anchor to a box, to background or to nothing, like torchvision's Matcher.
 
     An anchor is matched to the box that it overlaps most, if their intersection over union is at
     least `FOUND_FROM`.
 
     Args:
-        boxes: The objects' boxes, float [..., N, 4]; `...` is the batch dimension or empty.
+        boxes: The objects' boxes (left, top, right, bottom), float [..., N, 4]; `...` is the batch
+            dimension or empty.
         wanted: Which boxes may be matched, bool [..., N].
-        anchors: Float [..., A, 4].
-        forced: Whether any value above 0 is enough for the anchor that overlaps a box most.
+        anchors: The anchors, in the same units as the boxes, float [..., A, 4].
+        forced: Whether an anchor below `FOUND_FROM` is matched too, if it overlaps one of the
+            boxes, and no other anchor overlaps that box more.
 
     Returns:
         For each anchor, int64 [..., A]: the index of its box; or `BACKGROUND`; or `BETWEEN` if the
@@ -91,9 +95,9 @@ def _area(boxes: Tensor) -> Tensor:
 def offsets(boxes: Tensor, anchors: Tensor) -> Tensor:
     """Return the deltas from anchors to boxes, as torchvision's BoxCoder does.
 
-    Boxes, anchors and deltas are float [..., 4]. A delta has four values: dx / anchor width,
-    dy / anchor height, log(box width / anchor width) and log(box height / anchor height). The
-    centre of the box is dx to the right of the anchor's centre, and dy below it.
+    Boxes, anchors and deltas are float [..., 4]. The four deltas of an anchor are: the centre's
+    shift in x, divided by the anchor's width; the centre's shift in y, divided by the anchor's
+    height; log(box width / anchor width); and log(box height / anchor height).
     """
     size, box_size = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
     centre = anchors[..., :2] + 0.5 * size
@@ -107,8 +111,8 @@ def best_detections(
     """Return the detections of one picture, as torchvision's RetinaNet finds them.
 
     Args:
-        levels: Pyramid level of each anchor, [A], in ascending order.
-        anchors: Float [A, 4].
+        levels: Pyramid level of each anchor, float [A], in ascending order.
+        anchors: The anchors (left, top, right, bottom) in pixels, float [A, 4].
         deltas: The model's prediction of `offsets` for each anchor, float [A, 4].
         logits: The model's logits of each class, float [A, C].
         height: Height of the picture in pixels. Boxes are clipped to the picture.

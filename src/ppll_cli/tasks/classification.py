@@ -105,8 +105,9 @@ class Classification:
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """Return the mean cross-entropy, in float32 also under autocast.
 
-        In training, labels are smoothed, and a mixed image counts for both of its labels. In
-        evaluation only the plain `LABEL` counts, so that the losses of all runs can be compared.
+        In training, that is, if gradients are enabled, labels are smoothed, and a mixed image
+        counts for both of its labels. In evaluation only the plain `LABEL` counts, so that the
+        losses of all runs can be compared.
 
         Raises:
             ValueError: The prediction does not have one logit for each class.
@@ -143,7 +144,10 @@ class Classification:
         return torch.stack((values[LABEL], prediction.argmax(dim=1)), dim=1)
 
     def details(self, rows: Tensor, names: Sequence[str]) -> Details:
-        """Return the accuracy of each class and the confusion matrix, from rows of `detail`."""
+        """Return the accuracy of each class and the confusion matrix, from rows of `detail`.
+
+        `names` has the names of the classes. If it is empty, their numbers are the names.
+        """
         names = names or tuple(map(str, range(self.classes)))
         count = len(names)
         table = torch.bincount(rows[:, 0] * count + rows[:, 1], minlength=count * count)
@@ -161,9 +165,10 @@ class Classification:
 
 
 def with_smoothing(task: Task, amount: float) -> Task:
-    """Return the task with this amount of label smoothing.
+    """Return the task with this amount of label smoothing, from 0 to below 1.
 
-    An amount above 0 is refused for a task without class labels.
+    Raises:
+        ConfigError: The amount is not 0, and the task is not classification.
     """
     if not amount:
         return task
@@ -175,6 +180,9 @@ def with_mixing(task: Task, mixed: Mapping[str, float]) -> Task:
 
     `mixed` has the settings that mix images and are not 0, for example {"data.mixup": 0.2}. If it
     is empty, the task is returned unchanged.
+
+    Raises:
+        ConfigError: `mixed` is not empty, and the task is not classification.
     """
     if not mixed:
         return task
@@ -187,10 +195,10 @@ def _labelled(task: Task, key: str, value: float) -> Classification:
 
 
 def classes_of(task: Task, name: str, key: str = "model") -> int:
-    """Return the number of classes, which the user's setting `key=name` requires.
+    """Return the task's number of classes, because the setting `key=name` is for classification.
 
     Raises:
-        ConfigError: The task has no classes.
+        ConfigError: The task is not classification.
     """
     task = only_for(Classification, task, key, name, "classification", "with class labels")
     return task.classes

@@ -22,8 +22,9 @@ class Details:
     Attributes:
         kind: What an entry describes: "class" or "picture".
         entries: One dictionary for each class or picture, for example {"class": "cat", "samples":
-            100, "accuracy": 0.9}: first its name under the key `kind`, then a number of samples,
-            boxes or pixels, then results. A result is NaN or None if it was not measured.
+            100, "accuracy": 0.9}: first its name, whose key is the value of `kind`; then a number
+            of samples, boxes or pixels; then results. A result is NaN or None if it was not
+            measured.
         confusion: In classification, the number of samples by true class (row) and predicted class
             (column).
     """
@@ -41,8 +42,11 @@ class Details:
 def detailed(task: Any, rows: Tensor, names: Sequence[str]) -> Details:
     """Call the task's method `details`, and return its result.
 
+    `ppll_cli.tasks.task.Task` explains the arguments.
+
     Raises:
-        TypeError: The method returned something else, or values that are no plain data.
+        TypeError: The method did not return a `Details`, or its `kind` is unknown, or its values
+            are no plain data.
     """
     found = task.details(rows, names)
     method = f"{class_path(type(task))}.details()"

@@ -66,9 +66,10 @@ least one picture, even if its tensor is larger.
 class Detection:
     """Object detection with anchors. The metric is COCO's average precision.
 
-    The loss is RetinaNet's (arXiv 1708.02002), as torchvision computes it. For each picture, it is
-    the sum of the focal loss of classes and the absolute error of boxes, divided by the number of
-    anchors that are matched to a box. `ppll_cli.tasks.boxes.matched` matches them.
+    The loss is RetinaNet's (arXiv 1708.02002), as torchvision computes it. For each picture, the
+    focal loss of the classes and the absolute error of the deltas are summed over anchors. The sum
+    is divided by the number of anchors that are matched to a box, or by 1 if there are none.
+    `ppll_cli.tasks.boxes.matched` matches them.
 
     Attributes:
         classes: Names of the classes.
@@ -77,7 +78,10 @@ class Detection:
         width: Largest width of images in pixels, a multiple of 32.
         anchor: Side in pixels of the smallest anchors, which belong to maps of stride 8.
         crowds: True if ignored boxes are crowds (COCO); False if they are difficult objects (VOC).
-        forced: Whether any overlap is enough for the anchor that overlaps a box most.
+        forced: The argument `forced` of `ppll_cli.tasks.boxes.matched`.
+
+    Raises:
+        ConfigError: pycocotools is not installed.
     """
 
     classes: tuple[str, ...]
@@ -107,7 +111,10 @@ class Detection:
         }
 
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """Return the mean loss over pictures, a scalar."""
+        """Return the mean loss over pictures, a float32 scalar.
+
+        The prediction is float [B, A, 9 + C]: see `ppll_cli.tasks.pyramid.split_prediction`.
+        """
         # No tensor's shape depends on values in tensors, so the host never waits for the device.
         prediction = prediction.float()
         per_picture = prediction.shape[1] * max(self.boxes, len(self.classes))
@@ -162,7 +169,8 @@ class Detection:
         """Return COCO's `ap`, `ap50` and `ap75`, in [0, 1].
 
         If the task's `crowds` is False, also return VOC's `voc_ap50` (area under the curve) and
-        `voc07_ap50` (mean of 11 points of the curve).
+        `voc07_ap50` (mean of 11 points of the curve). A value is NaN if there are no boxes to find.
+        Without rows, return no scores.
         """
         return average_precisions(rows, self.classes, self.crowds) if len(rows) else {}
 
@@ -185,7 +193,11 @@ class Detection:
         return found
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
-        """Return the smallest network that predicts boxes from a map [C, H, W] of this shape."""
+        """Return the smallest network that predicts boxes from a map [C, H, W] of this shape.
+
+        Raises:
+            ConfigError: `stride` refuses the shape.
+        """
         stride = self.stride("local", "greedy", shape)
         return SmallestHead(shape[0], stride, len(self.classes), self.anchor)
 

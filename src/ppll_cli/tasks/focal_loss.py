@@ -16,7 +16,9 @@ classes by 1 - ALPHA. This is torchvision's default.
 
 
 class FocalLoss(torch.autograd.Function):
-    """Computes torchvision's `sigmoid_focal_loss`, equal bit for bit, with less work and memory.
+    """Computes `sigmoid_focal_loss` of each picture, with less work and memory than torchvision.
+
+    The result equals torchvision's for this picture alone, bit for bit.
 
     The loss is weight * (1 - p)^2 * -log(p), with the weight `ALPHA` or 1 - `ALPHA`. Here p is the
     probability that the model gives to the true answer: the sigmoid of the logit if the anchor's

@@ -49,6 +49,11 @@ class Upsampler(nn.Module):
 
     Convolutions with pixel shuffles enlarge the map: one for scale 2 or 3, two for scale 4. Another
     convolution computes levels, which `ToPictures` converts to pictures.
+
+    Args:
+        channels: Number of channels of the map, C.
+        scale: Factor by which height and width grow: 2, 3 or 4.
+        mean: Mean of each colour, in [0, 1].
     """
 
     def __init__(self, channels: int, scale: int, mean: Sequence[float]) -> None:

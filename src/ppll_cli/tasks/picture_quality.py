@@ -46,8 +46,8 @@ def psnr(squared_error: float, pixels: float) -> float:
     """Compute the peak signal-to-noise ratio in dB, at most 88.1 dB.
 
     Args:
-        squared_error: Sum of the squared errors of all pixels.
-        pixels: Number of pixels.
+        squared_error: Sum of the squared errors of all values, which are from 0 to 255.
+        pixels: Number of values: of pixels for luma, or of pixels times 3 for RGB.
     """
     mean = max(squared_error / pixels, 1e-4)
     return float(10 * torch.log10(torch.tensor(PEAK**2 / mean, dtype=torch.float64)))

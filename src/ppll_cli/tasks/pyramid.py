@@ -153,9 +153,9 @@ class SmallestHead(nn.Module):
 
     Args:
         channels: Number of channels of the map.
-        stride: Stride of the map.
+        stride: Stride of the map, a power of 2.
         classes: Number of classes.
-        anchor: Side of the smallest anchors, in pixels.
+        anchor: Side of the smallest anchors of the whole pyramid, in pixels.
     """
 
     def __init__(self, channels: int, stride: int, classes: int, anchor: int) -> None:

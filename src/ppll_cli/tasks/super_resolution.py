@@ -19,7 +19,7 @@ from ppll_cli.tasks.picture_quality import RADIUS, eight_bits, luma, psnr, ssim_
 from ppll_cli.tasks.task import Task, only_for
 
 TARGET = "target"
-"""Name of a batch's large pictures, float [B, 3, sH, sW] in [0, 1]."""
+"""Name of a batch's large pictures, float32 [B, 3, sH, sW] in [0, 1]."""
 
 TILE = "tile"
 """Name of the tensor that describes tiles, int64 [B, 9]. In evaluation, each sample is a tile of a
@@ -50,7 +50,10 @@ pixels; for RGB, the sum of squared errors and the number of values; and the two
 
 @dataclass(frozen=True)
 class SuperResolution:
-    """Super-resolution: predictions are pictures [B, 3, sH, sW] in [0, 1]; the loss is L1.
+    """Super-resolution: predictions are pictures, float [B, 3, sH, sW]; the loss is L1.
+
+    The values of a picture are from 0 (black) to 1 (white). Predictions may exceed this range: the
+    scores clamp them, but the loss does not.
 
     The metric is PSNR, measured on the luma of each whole picture without a border of `scale`
     pixels, and averaged over pictures. Other scores are SSIM, also on luma, and the PSNR and SSIM
@@ -82,11 +85,11 @@ class SuperResolution:
     def tile_targets(
         self, height: int, width: int, tile: int = 9, bicubic: int = 2
     ) -> Mapping[str, ValueSpec]:
-        """Shape (without the batch dimension) and dtype of each target of a tile, by name.
+        """Return the shape (without the batch dimension) and dtype of each target, by name.
 
         Args:
-            height: Height of the small picture, in pixels.
-            width: Width of the small picture, in pixels.
+            height: Height of the tile or patch of the small picture, in pixels.
+            width: Width of the tile or patch of the small picture, in pixels.
             tile: Number of columns of the target `TILE`; 0 in training.
             bicubic: Number of columns of the target `BICUBIC`; 0 in training.
         """
@@ -97,7 +100,7 @@ class SuperResolution:
         }
 
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """Return the mean absolute difference, in float32 also under autocast."""
+        """Return the mean absolute difference, a scalar, in float32 also under autocast."""
         return F.l1_loss(prediction.float(), values[TARGET])
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
@@ -156,6 +159,9 @@ class SuperResolution:
         """Return a small network that makes pictures from maps of this shape.
 
         It is a convolution to 3 * scale^2 channels, a pixel shuffle and `ToPictures`.
+
+        Raises:
+            ConfigError: The shape is not that of a map, [C, H, W].
         """
         check_map("local", "greedy", shape)
         convolution = nn.Conv2d(shape[0], 3 * self.scale**2, 3, padding=1)
@@ -190,7 +196,11 @@ def _mean(numbers: Sequence[float]) -> float:
 
 
 def check_map(key: str, value: str, shape: tuple[int, ...]) -> None:
-    """Check that features are maps, as the setting `key=value` requires."""
+    """Check that features are maps, as the setting `key=value` requires.
+
+    Raises:
+        ConfigError: The shape (without the batch dimension) is not that of a map, [C, H, W].
+    """
     if len(shape) != 3:
         problem = f"makes pictures from maps [C, H, W], but a module ends in {list(shape)}"
         raise ConfigError(
