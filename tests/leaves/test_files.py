@@ -15,17 +15,18 @@ def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
         assert [*tmp_path.iterdir()] == [path]
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_the_old_file_stays_if_writing_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     path = tmp_path / "file"
     write_text(path, "before")
 
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
+    def fail(_: int) -> None:
+        raise error
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(type(error)):
         write_text(path, "after")
     assert path.read_text() == "before"
     assert [*tmp_path.iterdir()] == [path]

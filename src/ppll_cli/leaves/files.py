@@ -62,7 +62,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with unfinished.open("rb") as file:  # its content must be on the disk before the rename
             os.fsync(file.fileno())
         unfinished.rename(path)
-    except Exception:
+    except BaseException:
         with suppress(OSError):  # the first error says more
             unfinished.unlink(missing_ok=True)
         raise
