@@ -26,5 +26,5 @@ class Stl10(Published):
         return data.data, data.labels
 
     def listed(self, part: Part) -> Sequence[tuple[str, str]]:
-        """Return the two files of `part`, without the 2.8 GB of unlabelled images."""
+        """Return name and MD5 sum of both files of `part`, without the 2.8 GB without labels."""
         return super().listed(part)[:2]
