@@ -92,7 +92,7 @@ class Classified(Files, ABC):
         """Check that `pad` is less than `side`, the images' shorter side in pixels.
 
         Raises:
-            ConfigError: It is not.
+            ConfigError: `pad` is `side` or more.
         """
         if self.pad >= side:
             problem = f"must be less than {side}, the images' side in pixels"

@@ -4,8 +4,10 @@ Operations and strengths are the defaults of torchvision's RandAugment: two oper
 9 out of 30. Arithmetic on pixels uses integers, so every device makes bit-identical images.
 
 The operations on colours (`COLOURS`) take pixels, int32 [B, C, H, W], and factors, int32
-[B, 1, 1, 1], in fixed point with 16 fractional bits. The values of the pixels that an operation
-returns may be outside of 0 to 255. Legend: B batch, C channels, H height, W width (pixels).
+[B, 1, 1, 1], in fixed point with 16 fractional bits. If an operation blends an image with another
+one, a factor of 1 leaves the image unchanged, and a factor of 0 gives the other image. The values
+of the pixels that an operation returns may be outside of 0 to 255. Legend: B batch, C channels, H
+height, W width (pixels).
 """
 
 from collections.abc import Callable
@@ -144,17 +146,17 @@ def _grey(pixels: Tensor) -> Tensor:
 
 
 def brightness(pixels: Tensor, factors: Tensor) -> Tensor:
-    """Blend images with black: a factor of 0 makes black images, and 1 changes nothing."""
+    """Blend images with black."""
     return _blended(pixels, torch.zeros_like(pixels), factors)
 
 
 def colour(pixels: Tensor, factors: Tensor) -> Tensor:
-    """Blend images with their grey versions: 0 makes grey images, and 1 changes nothing."""
+    """Blend images with their grey versions."""
     return _blended(pixels, _grey(pixels), factors)
 
 
 def contrast(pixels: Tensor, factors: Tensor) -> Tensor:
-    """Blend each image with the mean of its grey values; a factor of 1 changes nothing."""
+    """Blend each image with the mean of its grey values."""
     total = _grey(pixels).sum((1, 2, 3), keepdim=True)
     size = pixels.shape[2] * pixels.shape[3]
     mean = torch.div(2 * total + size, 2 * size, rounding_mode="floor").int()
@@ -162,10 +164,7 @@ def contrast(pixels: Tensor, factors: Tensor) -> Tensor:
 
 
 def sharpness(pixels: Tensor, factors: Tensor) -> Tensor:
-    """Blend images with smoothed versions: 0 makes smooth images, and 1 changes nothing.
-
-    Pixels at the border stay unchanged.
-    """
+    """Blend images with smoothed versions; pixels at the border stay unchanged."""
     if min(pixels.shape[2:]) < 3:
         return pixels
     rows = pixels[:, :, :-2] + pixels[:, :, 1:-1] + pixels[:, :, 2:]
