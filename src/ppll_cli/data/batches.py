@@ -1,4 +1,4 @@
-"""Makes the batches of a run from labelled images: sample order, augmentation, normalisation.
+"""Makes the batches of a run: sample order, and batches of labelled images.
 
 Batch b of epoch e depends only on (seed, e, b). Legend: B batch, C channels, H height, W width.
 """
@@ -31,7 +31,7 @@ def steps_per_epoch(samples: int, batch_size: int, drop_last: bool) -> int:
     """Return the number of batches of an epoch; `drop_last` leaves out a shorter last batch.
 
     Raises:
-        ConfigError: An epoch would have no batch.
+        ConfigError: `drop_last` is true, and there are fewer than `batch_size` samples.
     """
     if drop_last and samples < batch_size:
         raise ConfigError(
@@ -57,10 +57,14 @@ class SplitBatches(Generic[Data, Content]):
     """Makes batches from the splits of a data set. Subclasses define what is in a batch.
 
     Args:
+        dataset: The settings of the data set.
         splits: The result of the data set's `load`.
         batch_size: Number of samples of a training batch.
         seed: The run's seed.
         device: The device of the batches.
+
+    Raises:
+        ConfigError: An epoch has no batch (see `steps_per_epoch`).
     """
 
     dataset: Data
@@ -140,6 +144,9 @@ class ImageBatches(SplitBatches[Classified, Content], ABC):
         Returns:
             Images float32 [B, C, H, W] and labels int64 [B], by name. If the data set mixes images,
             the labels are replaced by the targets that `ppll_cli.data.mixing.targets` returns.
+
+        Raises:
+            TypeError: The images of `training_images` are not uint8.
         """
         assert 0 <= batch < self.steps_per_epoch
         data, generator = self.dataset, generator_of(seeding.augmentation(self.seed, epoch, batch))
@@ -151,7 +158,13 @@ class ImageBatches(SplitBatches[Classified, Content], ABC):
         return mixed(named, generator, mixup=data.mixup, cutmix=data.cutmix)
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
-        """Make batch number `batch` of a split: up to `size` samples, without augmentation."""
+        """Make batch number `batch` of a split: up to `size` samples, without augmentation.
+
+        Names and dtypes of the tensors are those of a training batch. No image is mixed.
+
+        Raises:
+            TypeError: The images of `evaluation_images` are not uint8.
+        """
         first, samples = batch * size, len(self.splits[split])
         assert 0 <= first < samples
         named = self._named(*self.evaluation_images(split, first, min(first + size, samples)))
@@ -245,7 +258,8 @@ class Ahead:
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """Return a training batch, and start to make the next one if it can be made in advance.
 
-        If making the batch failed in the thread, raise the thread's exception here.
+        If making the batch failed in the thread, raise the thread's exception here. This is a
+        TypeError if the class has `in_advance = True`, but draws from a global generator.
         """
         if self._next is None or self._next[0] != (epoch, batch):
             self._start(epoch, batch)

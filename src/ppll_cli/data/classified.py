@@ -89,15 +89,20 @@ class Classified(Files, ABC):
         return None
 
     def check_pad(self, side: int) -> None:
-        """Check that `pad` is less than `side`, the images' shorter side in pixels."""
+        """Check that `pad` is less than `side`, the images' shorter side in pixels.
+
+        Raises:
+            ConfigError: `pad` is `side` or more.
+        """
         if self.pad >= side:
             problem = f"must be less than {side}, the images' side in pixels"
             raise ConfigError("data.pad", self.pad, problem)
 
     def inputs(self, picture: "Image", image: ImageSpec, device: "torch.device") -> Tensors:
-        """Fit a user's picture to the model's size and normalise it: float32 [1, C, H, W].
+        """Fit a user's picture to the model's size and normalise it.
 
-        A picture of another size is resized (bilinear, antialiased) until it just covers the
+        The result has the image, float32 [1, C, H, W] on `device`, under the name `IMAGE`. A
+        picture of another size is resized (bilinear, antialiased) until it just covers the
         model's image, and cropped to its middle.
 
         Raises:
@@ -122,7 +127,7 @@ class Classified(Files, ABC):
         return {IMAGE: normalise(images, mean, std)}
 
     def predicted(self, predict: Predict, picture: "Image", inputs: Tensors) -> Prediction:
-        """Return the most probable class, and all classes, the most probable first."""
+        """Return the most probable class, and the probabilities of all classes in falling order."""
         found = self.task.probabilities(predict(inputs[IMAGE]))[0].tolist()
         names = self.class_names
         sure = [{"label": n, "class": names[n], "probability": p} for n, p in enumerate(found)]
@@ -131,7 +136,11 @@ class Classified(Files, ABC):
 
 
 def check_normalisation(mean: list[float], std: list[float], channels: int) -> None:
-    """Check that `data.mean` and `data.std` each have one value, or one value per channel."""
+    """Check that `data.mean` and `data.std` each have one value, or one value per channel.
+
+    Raises:
+        ConfigError: One of them has another number of values.
+    """
     for key, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
             problem = f"has {len(values)} values, but the images have {channels} channels"

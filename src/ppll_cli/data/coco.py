@@ -26,9 +26,9 @@ class Coco(DetectionDataset):
     """COCO from the folders annotations, train2017 and val2017 in the data root.
 
     The annotations are instances_train2017.json and instances_val2017.json. Classes are read from
-    these files and ordered by id, so you can use other data in COCO's format under the same names.
-    The loss ignores boxes of crowds; the score treats them as COCO's metric does. The files (19 GB)
-    are not downloaded.
+    these files and ordered by id, so you can use other data in COCO's format, in files and folders
+    with the same names. In training, boxes of crowds are left out and count as background. The
+    score treats them as COCO's metric does. The files (19 GB) are not downloaded.
     """
 
     crowds = True
@@ -85,10 +85,11 @@ class Coco(DetectionDataset):
 
 
 def parse(content: Any) -> Index:
-    """Convert an annotation file's content to an index, with pictures in the order of their ids.
+    """Convert an annotation file's content (parsed JSON) to an index, with pictures ordered by id.
 
     Raises:
-        ValueError: An entry is missing or wrong; the message names it.
+        ValueError: An entry is missing or wrong; the message names it. Or `Index.of` refuses the
+            boxes.
     """
     if not isinstance(content, dict):
         raise ValueError(f"it holds {shown(content)}, not an object with images")

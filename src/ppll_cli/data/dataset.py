@@ -62,7 +62,9 @@ class ImageDataset(Classified):
         """
 
     def prepare(self) -> None:
-        """Make sure that the files exist. The parent process calls this before workers start.
+        """Make sure that the files exist; by default, do nothing.
+
+        The parent process calls this before workers start.
 
         Raises:
             ConfigError: Files are missing, and downloading them failed or is not allowed.
@@ -103,8 +105,8 @@ class ImageDataset(Classified):
         on the run's seed.
 
         Raises:
-            ConfigError: Files are missing or corrupt, or there are too few samples to hold out
-                `val_fraction` of them.
+            ConfigError: Files are missing, or their content is wrong; `pad` is not less than the
+                images' shorter side; or `val_fraction` holds out no sample or all samples.
         """
         train, test = self._checked("train"), self._checked("test")
         if train.images.shape[1:] != test.images.shape[1:]:

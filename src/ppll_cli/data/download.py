@@ -42,7 +42,8 @@ def provide(
         everything: Whether to keep additional files that `fetch` downloads.
 
     Raises:
-        ConfigError: Files are missing, and downloading them failed or is not allowed.
+        ConfigError: Files are missing, and downloading them failed or is not allowed, or the data
+            set's folder cannot be written to.
     """
     folder = dataset.folder
     missing = [name for name in dict.fromkeys(files) if not (folder / name).is_file()]
@@ -116,5 +117,8 @@ def _size_bytes(folder: Path) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """Return an error's message without line breaks and without urllib's angle brackets."""
+    """Return an error's message without line breaks and without urllib's angle brackets.
+
+    If the error has no message, return the name of its type.
+    """
     return " ".join(str(error).replace("<", "").replace(">", "").split()) or type(error).__name__

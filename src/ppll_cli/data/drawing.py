@@ -36,7 +36,7 @@ def text_size(width: int) -> int:
 
 
 def font_of(size: int) -> Font:
-    """Return Pillow's own font, so that pictures are equal on every machine."""
+    """Return Pillow's own font in a size in pixels, so that pictures are equal on every machine."""
     return ImageFont.load_default(size)
 
 
@@ -46,7 +46,11 @@ def label_size(text: str, font: Font, size: int) -> tuple[int, int]:
 
 
 def shortened(text: str, font: Font, size: int, width: int) -> str:
-    """Shorten a text with an ellipsis, so that its label is at most `width` pixels wide."""
+    """Shorten a text with an ellipsis, so that its label is at most `width` pixels wide.
+
+    The shortest result is the ellipsis alone, even if its label is wider. `size` is the font size
+    in pixels.
+    """
     short, end = text, len(text)
     while end and label_size(short, font, size)[0] > width:
         end -= 1
@@ -57,7 +61,7 @@ def shortened(text: str, font: Font, size: int, width: int) -> str:
 def draw_label(
     draw: ImageDraw.ImageDraw, place: Rectangle, text: str, font: Font, ground: Colour
 ) -> None:
-    """Draw a filled rectangle with a text in its middle."""
+    """Fill the rectangle `place` with the colour `ground`, and draw a text in its middle."""
     left, top, right, bottom = place
     draw.rectangle((left, top, right - 1, bottom - 1), fill=ground)
     middle = ((left + right) / 2, (top + bottom) / 2)
@@ -73,7 +77,7 @@ def ink_on(ground: Colour) -> Colour:
 def draw_lead(
     draw: ImageDraw.ImageDraw, place: Rectangle, box: Rectangle, colour: Colour, width: int
 ) -> None:
-    """Draw a line from a label to its box, if they do not touch."""
+    """Draw a line, `width` pixels wide, from a label at `place` to its box if they do not touch."""
     touching = (box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1)
     if overlap(place, touching):
         return
@@ -90,7 +94,7 @@ def free_place(
     *,
     below: bool = False,
 ) -> Rectangle | None:
-    """Return a free place for a label, at or near the label's box; None if there is none.
+    """Return a free place for a label, at its box or as near as possible; None if none is free.
 
     Args:
         size: Width and height of the label.
@@ -140,7 +144,10 @@ def overlap(one: Rectangle, other: Rectangle) -> bool:
 def draw_border(
     picture: Image.Image, box: Rectangle, colours: tuple[Colour, Colour], width: int
 ) -> None:
-    """Draw a border of dashes in two alternating colours, visible on every background."""
+    """Draw a border of dashes, `width` pixels wide, along the inside of a box.
+
+    The two colours alternate. If they contrast, the border is visible on every background.
+    """
     piece = picture.crop(box)
     draw, (across, down) = ImageDraw.Draw(piece), piece.size
     length = 4 * width

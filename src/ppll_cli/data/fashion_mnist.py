@@ -62,7 +62,10 @@ class FashionMnist(ImageDataset):
         return Arrays(images[:, None], labels, source)
 
     def files(self) -> dict[str, Path] | None:
-        """Return the files' paths, by name, in the first folder that has all files; else None."""
+        """Return the files' paths, by name without `.gz`, in the first folder that has all files.
+
+        Return None if no folder has all files.
+        """
         folders = [self.folder / RAW, self.folder]
         if self.root is None:
             folders.append(DEBIAN)
@@ -81,14 +84,18 @@ class FashionMnist(ImageDataset):
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Read an idx file of unsigned bytes, plain or `.gz`, with the given number of dimensions.
+    """Read an idx file of unsigned bytes, plain or `.gz`, to a read-only array.
 
+    `dimensions` is the number of dimensions that the file must have.
     The header has two zero bytes, the code of the type, the number of dimensions, and the size of
     each dimension as a big-endian 32-bit integer.
 
     Raises:
         ValueError: The header is wrong, or the length of the data does not match it, or there is
             more than 1 GiB of data.
+        OSError: The file cannot be read, or is not compressed as its suffix says.
+        EOFError: The compressed file ends too early.
+        zlib.error: The compressed data are damaged.
     """
     packed = path.suffix == ".gz"
     header, magic = 4 + 4 * dimensions, bytes([0, 0, _UNSIGNED_BYTE, dimensions])

@@ -27,7 +27,11 @@ _HOLD_OUT_SEED = 20240607  # never change it: it decides which samples are `val`
 
 
 def cache_root() -> Path:
-    """Return the cache folder for data. `data.root=null` means this folder. It may not exist."""
+    """Return the cache folder for data. `data.root=null` means this folder. It may not exist.
+
+    Raises:
+        ConfigError: There is no cache folder, because the user has no home folder.
+    """
     folder = cache_folder()
     if folder is None:
         raise ConfigError(
@@ -46,6 +50,9 @@ class Files:
         val_fraction: Fraction of the training set that is held out as `val`.
         drop_last: Whether a shorter last training batch of an epoch is left out.
         eval_limit: Largest number of samples in `val`, and in `test`; None for no limit.
+
+    Raises:
+        ConfigError: A value does not fit its field, or `root` is not a folder that can be read.
     """
 
     root: str | None
@@ -118,7 +125,10 @@ def hold_out(
 
 
 def sample_name(number: int, file: Path | None) -> str:
-    """Return the name of a drawing: `3-cat.png` for test picture number 3 from `cat.jpg`."""
+    """Return the name of a drawing: `3-cat.png` for test picture number 3 from `cat.jpg`.
+
+    If the picture has no file, the name is `3.png`. Long names are shortened.
+    """
     stem = "" if file is None else file.stem[:_LONGEST_STEM]
     clean = "".join(each if each.isprintable() else "_" for each in stem)
     return f"{number}-{clean}.png" if clean else f"{number}.png"

@@ -35,7 +35,10 @@ def files_in(entries: Sequence[Entry]) -> set[tuple[str, int]]:
 
 
 def difference(identity: Identity, before: Identity) -> str:
-    """Describe in one line how `identity` differs from `before`, its value at the run's start."""
+    """Describe in one line how `identity` differs from `before`, its value at the run's start.
+
+    Name one difference. If all entries are equal, say that details are not recorded.
+    """
     for split in dict.fromkeys([*before, *identity]):
         now, then = ([tuple(e) for e in each.get(split, ())] for each in (identity, before))
         if now == then:

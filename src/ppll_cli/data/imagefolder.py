@@ -19,7 +19,7 @@ PARTS = ("train", "test", "val")
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(LabelledPictures):
-    """The user's pictures in the data root.
+    """The user's pictures in the data root, which must be given.
 
     The root has a part `train`, and may have parts `test` and `val`. Each part is a folder with a
     folder for each class, or a CSV file of paths and classes, such as `train.csv`. A root without

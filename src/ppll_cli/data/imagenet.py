@@ -37,6 +37,8 @@ class ImageNet(LabelledPictures):
         crop_scale: Smallest and largest area of a random piece, as fractions of the picture's area.
         middle_part: Side of the square in the middle, as a fraction of the picture's shorter side:
             0.875 is 224 of 256 pixels.
+        loaders: Number of loaders, at least 1. None means the number of cores minus one (at least
+            1, at most 16).
     """
 
     crop_scale: tuple[float, float]

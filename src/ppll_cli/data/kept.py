@@ -40,7 +40,11 @@ def place(folder: Path, *inputs: object) -> Path:
 
 
 def stamp(path: Path) -> tuple[str, int, int]:
-    """Return a file's path, size in bytes and modification time in ns, to detect changes."""
+    """Return a file's path, size in bytes and modification time in ns, to detect changes.
+
+    Raises:
+        OSError: There is no such file, or it cannot be examined.
+    """
     status = path.stat()
     return str(path.absolute()), status.st_size, status.st_mtime_ns
 
@@ -63,6 +67,8 @@ def mapped_pixels(path: Path, *shape: int, mode: Literal["r", "c"] = "r") -> NDA
 
     Raises:
         ValueError: The file has an array of another dtype or shape, or is damaged.
+        OSError: The file cannot be read.
+        EOFError: The file is empty.
     """
     pixels: NDArray[np.uint8] = np.load(path, mmap_mode=mode)
     if pixels.dtype != np.uint8 or pixels.shape != shape:
@@ -82,7 +88,8 @@ def kept_folder(
     Args:
         folder: The folder to read.
         make: Fills an empty folder.
-        read: Returns the content of a folder. If it raises any exception, the folder is damaged.
+        read: Returns the content of a folder. If it raises any exception, the folder counts as
+            damaged.
         key: Option that the error names.
         remedy: Advice at the end of the error.
 
@@ -111,7 +118,8 @@ def kept_file(
     Args:
         path: The file to read.
         make: Returns the content.
-        read: Returns the content of the file. If it raises any exception, the file is damaged.
+        read: Returns the content of the file. If it raises any exception, the file counts as
+            damaged.
         write: Converts the content to the bytes of the file.
     """
     made = cache(make)

@@ -58,8 +58,9 @@ def unmixed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def targets(labels: Tensor, others: Tensor, share: float) -> dict[str, Tensor]:
     """Return the targets of a mixed batch, by name.
 
-    `labels` and `others`, int64 [B], are the labels of the two images in each mixture. `share`, in
-    [0, 1], is the share of the image whose label is in `labels`.
+    The targets are `LABEL` and `OTHER_LABEL`, int64 [B], and `SHARE`, float64 [B]. `labels`
+    and `others`, int64 [B], are the labels of the two images in each mixture. `share`, in [0, 1],
+    is the share of the image whose label is in `labels`.
     """
     shares = torch.full(labels.shape, share, dtype=torch.float64, device=labels.device)
     return {LABEL: labels, OTHER_LABEL: others, SHARE: shares}

@@ -56,7 +56,8 @@ class Published(ImageDataset):
     def open(self, part: Part, folder: Path, *, download: bool = False) -> Content:
         """Let torchvision check and read the files of `part` in `folder`.
 
-        If `download` is true, torchvision first downloads missing files.
+        If `download` is true, torchvision first downloads missing files. If files are missing or
+        wrong, or the download fails, exceptions of any kind may be raised.
 
         Returns:
             The images, uint8 [N, C, H, W], and the labels, integers [N].

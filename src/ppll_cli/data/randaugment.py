@@ -1,8 +1,13 @@
 """RandAugment (arXiv 1909.13719): applies random operations of fixed strength to each image.
 
 Operations and strengths are the defaults of torchvision's RandAugment: two operations of magnitude
-9 out of 30. Arithmetic on pixels uses integers, so every device makes bit-identical images. Legend:
-B batch, C channels, H height, W width (pixels).
+9 out of 30. Arithmetic on pixels uses integers, so every device makes bit-identical images.
+
+The operations on colours (`COLOURS`) take pixels, int32 [B, C, H, W], and factors, int32
+[B, 1, 1, 1], in fixed point with 16 fractional bits. If an operation blends an image with another
+one, a factor of 1 leaves the image unchanged, and a factor of 0 gives the other image. The values
+of the pixels that an operation returns may be outside of 0 to 255. Legend: B batch, C channels, H
+height, W width (pixels).
 """
 
 from collections.abc import Callable
@@ -128,10 +133,6 @@ def picked(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return images.flatten(2).gather(2, index).view(images.shape)
 
 
-# Operations on colours take pixels, int32 [B, C, H, W], and fixed-point factors, int32
-# [B, 1, 1, 1]. The values of the pixels that an operation returns may be outside of 0 to 255.
-
-
 def _blended(pixels: Tensor, other: Tensor, factors: Tensor) -> Tensor:
     return (other * _ONE + (pixels - other) * factors + _ONE // 2) >> 16
 
@@ -174,17 +175,20 @@ def sharpness(pixels: Tensor, factors: Tensor) -> Tensor:
 
 
 def posterise(pixels: Tensor, _: Tensor) -> Tensor:
-    """Keep only the upper bits of each pixel value."""
+    """Keep only the upper `KEPT_BITS` bits of each pixel value."""
     return pixels & (256 - (1 << (8 - KEPT_BITS)))
 
 
 def solarise(pixels: Tensor, _: Tensor) -> Tensor:
-    """Invert bright pixel values."""
+    """Invert pixel values of `SOLARISED_FROM` or more."""
     return torch.where(pixels >= SOLARISED_FROM, 255 - pixels, pixels)
 
 
 def auto_contrast(pixels: Tensor, _: Tensor) -> Tensor:
-    """Stretch the values of each channel to the range from 0 to 255."""
+    """Stretch the values of each channel to the range from 0 to 255.
+
+    A channel with only one value stays unchanged.
+    """
     low, high = pixels.amin((2, 3), keepdim=True), pixels.amax((2, 3), keepdim=True)
     spread = torch.div(255 * (pixels - low), (high - low).clamp(min=1), rounding_mode="floor")
     return torch.where(high > low, spread, pixels)

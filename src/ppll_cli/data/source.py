@@ -34,7 +34,8 @@ class Prediction(NamedTuple):
 
     Attributes:
         result: The prediction as data for a JSON file.
-        picture: A picture that shows the prediction, such as the enlarged picture; None if useless.
+        picture: A picture that shows the prediction, such as the enlarged picture; None if a
+            picture would be of no use.
     """
 
     result: dict[str, Any]
@@ -79,7 +80,7 @@ class BatchMaker(Protocol):
           `ppll_cli.data.batches.generator_of(seeding.augmentation(seed, epoch, batch))`, with
           `seeding` from `ppll_cli`. Set `in_advance = True` in your class itself, not in a base
           class. Then batches are made during the training, and the global generators are not
-          seeded. The first batch is checked: if it draws from a global generator, the run fails.
+          seeded. If the first batch draws from a global generator, the program raises a TypeError.
         """
 
     def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":
@@ -91,7 +92,8 @@ class BatchMaker(Protocol):
         Args:
             split: Name of the split.
             batch: Number of the batch in the split, from 0.
-            size: Number of samples; only the last batch may have fewer. It depends on the schedule.
+            size: Number of samples, which the schedule determines; only the last batch may have
+                fewer.
         """
 
 
@@ -139,7 +141,9 @@ class Dataset(Protocol):
         """
 
     def image_spec(self, splits: Any) -> "InputSpec":
-        """Return the shape of training images. `splits` is the result of `load`.
+        """Return the shape and normalisation of training images; `splits` is the result of `load`.
+
+        If the shapes of batches differ, return the largest shape.
 
         For data without images, return another `InputSpec`, for the tensors that the model reads.
         """

@@ -43,7 +43,10 @@ class SideStream:
             torch.cuda.set_stream(self._stream)
 
     def mark(self) -> torch.cuda.Event | None:
-        """Return an event after all work queued so far on the side stream; None on CPU."""
+        """Record an event behind all work queued so far on the side stream, and return it.
+
+        Return None on CPU.
+        """
         if self._stream is None:
             return None
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -26,5 +26,8 @@ class Stl10(Published):
         return data.data, data.labels
 
     def listed(self, part: Part) -> Sequence[tuple[str, str]]:
-        """Return the two files of `part`, without the 2.8 GB of unlabelled images."""
+        """Return name and MD5 sum of the two files of `part`.
+
+        The 2.8 GB of unlabelled images are left out.
+        """
         return super().listed(part)[:2]

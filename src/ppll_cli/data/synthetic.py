@@ -13,9 +13,17 @@ from ppll_cli.leaves.limits import Count
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic(ImageDataset):
-    """Random bytes with random labels, equal in every run. They contain nothing to learn."""
+    """Random bytes with random labels, equal in every run. They contain nothing to learn.
 
-    size: Count  # height and width of an image, in pixels
+    Attributes:
+        size: Height and width of an image, in pixels.
+        channels: Number of channels of an image.
+        classes: Number of classes.
+        train_samples: Number of training images.
+        test_samples: Number of test images.
+    """
+
+    size: Count
     channels: Count
     classes: Annotated[int, Field(ge=2)]
     train_samples: Count

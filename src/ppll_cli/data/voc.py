@@ -41,7 +41,8 @@ class Voc(DetectionDataset):
     """Pascal VOC from VOCdevkit/VOC2007 and VOCdevkit/VOC2012 in the data root.
 
     Each of these folders contains Annotations, JPEGImages and ImageSets/Main. Objects that are
-    marked as difficult are ignored.
+    marked as difficult are left out of training, where they count as background, and the score
+    ignores them.
 
     Attributes:
         years: `07`, `12` or `07+12`; `YEARS` has the lists of pictures for each value. YAML reads

@@ -18,7 +18,8 @@ def counters(owner: object, run: Callable[[], object]) -> tuple[str, ...]:
     """Return the names of the owner's attributes that change in each call of `run`.
 
     An attribute that changes only in the first call may be a cache, and is not returned. Attributes
-    of torch's own layers are not returned either.
+    of torch's own layers are not returned either. Numbers, texts, `itertools.count` and containers
+    of these are compared by value; all other objects, such as tensors, only by type.
 
     Args:
         owner: A network, a task or another object.

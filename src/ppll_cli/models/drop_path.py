@@ -32,5 +32,8 @@ def drop_path_of(rate: float) -> nn.Module:
 
 
 def rates(last: float, blocks: int) -> list[float]:
-    """Return the rate of each block, which grows linearly from 0 (first block) to `last`."""
+    """Return the rate of each block, which grows linearly from 0 (first block) to `last`.
+
+    If there is only one block, its rate is 0.
+    """
     return [last * index / max(1, blocks - 1) for index in range(blocks)]

@@ -97,13 +97,18 @@ class EDSR:
     def reach(self, scale: int) -> int:
         """Return the radius of an output pixel's receptive field, in pixels of the small picture.
 
-        `scale` is the factor by which the picture is enlarged.
+        The radius is rounded up. `scale` is the factor by which the picture is enlarged.
         """
         behind = 1 if scale < 4 else 1.5  # radius of the upsampler without its last convolution
         return ceil(1 + 2 * self.depth + 1 + behind + 1 / scale)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """Return EDSR's units; refuse a `data.overlap` that is too small for the depth."""
+        """Return EDSR's units. They do not depend on `image`.
+
+        Raises:
+            ConfigError: The task is not super-resolution, or `data.overlap` is too small for the
+                depth.
+        """
         wanted = super_resolution_of(task, "edsr")
         scale = wanted.scale
         least = self.reach(scale) + ceil(RADIUS / scale)  # SSIM reads the surroundings of a pixel

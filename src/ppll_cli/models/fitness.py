@@ -10,7 +10,11 @@ from torch.nn.parameter import is_lazy
 
 
 def check_network(module: object) -> None:
-    """Refuse an object that is not a network, or a network that cannot be trained or saved."""
+    """Refuse an object that is not a network, or a network that cannot be trained or saved.
+
+    Raises:
+        TypeError: The object is refused; the message says why.
+    """
     if not isinstance(module, nn.Module):
         raise TypeError(f"{type(module).__name__} was built instead of an nn.Module")
     for name, parameter in module.named_parameters():
@@ -39,7 +43,11 @@ def check_network(module: object) -> None:
 def check_evaluation(name: str, layer: nn.Module) -> None:
     """Refuse a BatchNorm layer that normalises by the statistics of the batch also in evaluation.
 
-    Call this for a layer that gets one value per channel and sample: it fails for a single sample.
+    Call this only for a layer that gets one value per channel and sample. Without running
+    statistics, such a layer fails for a batch of one sample. `name` is its name in the network.
+
+    Raises:
+        TypeError: The layer has no running statistics.
     """
     if layer.running_mean is None:
         raise TypeError(
@@ -83,7 +91,8 @@ def in_both(one: nn.Module, other: nn.Module) -> dict[str, nn.Parameter]:
 def uses_others(network: nn.Module, inputs: Sequence[Tensor]) -> bool:
     """Return whether a network computes with a parameter that its `parameters()` does not list.
 
-    For example, this is a parameter of another unit, or of a layer that is in a plain list.
+    For example, this is a parameter of another unit, or of a layer that is in a plain list. The
+    network is called in training mode with `inputs`. If it raises an exception, return False.
     """
     own = {id(parameter) for parameter in network.parameters()}
     made: Any = ()

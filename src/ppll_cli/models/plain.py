@@ -11,6 +11,9 @@ class PlainModel(nn.Module):
     """All units of a model in one network; its `state_dict()` has the keys of `model.safetensors`.
 
     The initial weights are those of a run with the same seed.
+
+    Raises:
+        ConfigError: The units cannot have these names (see `check_names`).
     """
 
     def __init__(self, units: Sequence[Unit], seed: int = 0) -> None:
@@ -26,7 +29,7 @@ class PlainModel(nn.Module):
         inputs: Tensor | Mapping[str, Tensor],
         before: Callable[[str], object] | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Return the prediction (the output of the last unit).
+        """Return the prediction: the output of the last unit, or a tuple if it writes several.
 
         Args:
             inputs: The tensors that the model reads, by name, or the only tensor that its first
@@ -34,7 +37,8 @@ class PlainModel(nn.Module):
             before: Called with the name of each unit before the unit's forward pass.
 
         Raises:
-            TypeError: The model reads a tensor that is not in `inputs`.
+            TypeError: The model reads a tensor that is not in `inputs`, or a unit does not return
+                the tensors of its `writes`.
         """
         given = {self._units[0].reads[0]: inputs} if isinstance(inputs, Tensor) else inputs
         values = dict(given)

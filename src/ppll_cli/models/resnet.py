@@ -40,7 +40,10 @@ class Stem(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if large else None
 
     def forward(self, image: Tensor) -> Tensor:
-        """Convert an image [B, C, H, W] to a map [B, width, H', W']."""
+        """Convert an image [B, C, H, W] to a map [B, width, H', W'].
+
+        H' and W' are H and W (`cifar`), or H / 4 and W / 4, rounded up (`imagenet`).
+        """
         x = F.relu(self.bn1(self.conv1(image)), inplace=True)
         if self.maxpool is not None:
             x = self.maxpool(x)
@@ -62,7 +65,10 @@ class BasicUnit(nn.Module):
         self.downsample = _shortcut(channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convert a map [B, channels, H, W] to a map [B, width, H / stride, W / stride]."""
+        """Convert a map [B, channels, H, W] to a map [B, width, H / stride, W / stride].
+
+        H / stride and W / stride are rounded up.
+        """
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         return _join(self.drop_path(self.bn2(self.conv2(y))), x, self.downsample)
 
@@ -88,7 +94,10 @@ class BottleneckUnit(nn.Module):
         self.downsample = _shortcut(channels, width * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convert a map [B, channels, H, W] to a map [B, 4 width, H / stride, W / stride]."""
+        """Convert a map [B, channels, H, W] to a map [B, 4 width, H / stride, W / stride].
+
+        H / stride and W / stride are rounded up.
+        """
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = F.relu(self.bn2(self.conv2(y)), inplace=True)
         return _join(self.drop_path(self.bn3(self.conv3(y))), x, self.downsample)
@@ -188,7 +197,11 @@ class CifarResNet:
         return named_partitions(self.depth)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """Return the units; each reads the previous unit's map `x` [B, C, H, W]."""
+        """Return the units; all except `stem` read the previous unit's map `x` [B, C, H, W].
+
+        Raises:
+            ConfigError: The task has no classes, or the data have no images or too small images.
+        """
         name = f"resnet{self.depth}"
         classes = classes_of(task, name)
         check_images(image, name)
@@ -229,7 +242,11 @@ class ResNet:
         check_options("model", self)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """Return the units; each reads the previous unit's map `x` [B, C, H, W]."""
+        """Return the units; all except `stem` read the previous unit's map `x` [B, C, H, W].
+
+        Raises:
+            ConfigError: The task has no classes, or the data have no images or too small images.
+        """
         name = f"resnet{self.depth}"
         classes = classes_of(task, name)
         check_images(image, name)
@@ -237,7 +254,11 @@ class ResNet:
         return [*self.trunk(image), _head(512 * kind.expansion, classes)]
 
     def trunk(self, image: ImageSpec) -> list[Unit]:
-        """Return the units without the head."""
+        """Return the units without the head.
+
+        Raises:
+            ConfigError: The images are too small.
+        """
         size = min(image.height, image.width)
         if self.stem == "imagenet" and size < 32:
             remedy = "use model.stem=cifar, which needs only 8 x 8"

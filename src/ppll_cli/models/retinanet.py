@@ -53,7 +53,11 @@ class RetinaNet:
             raise ConfigError("model.width", self.width, problem, remedy)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """Return the units for images whose height and width are multiples of 32."""
+        """Return the units for images whose height and width are multiples of 32.
+
+        Raises:
+            ConfigError: The task is not detection, or the images are too small.
+        """
         wanted = detection_of(task, "retinanet")
         kind, counts = FAMILY[self.depth]
         trunk = ResNet(depth=self.depth, stem="imagenet", drop_path=self.drop_path)

@@ -116,6 +116,10 @@ def measure(
 
     Returns:
         The result of `run`, and the cost.
+
+    Raises:
+        TypeError: The network cannot be trained, or draws random numbers without torch. Exceptions
+            of `build` and `run` are passed on.
     """
     with explained():
         with torch.device("meta"):
@@ -175,7 +179,8 @@ def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedU
     `batch` has the shape and dtype of each tensor of a batch, by name.
 
     Raises:
-        TypeError: A unit's network cannot be trained, or does not return the tensors of `writes`.
+        TypeError: A unit's network cannot be trained, draws random numbers without torch, or does
+            not return the tensors of `writes`.
     """
     specs = dict(batch)
     traced = []

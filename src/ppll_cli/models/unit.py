@@ -116,7 +116,11 @@ def build_unit(unit: Unit, seed: int) -> nn.Module:
 
 
 def check_images(input_spec: object, model: str) -> None:
-    """Refuse data without images, for a model that reads images."""
+    """Refuse data without images for `model`, the name of a model that reads images.
+
+    Raises:
+        ConfigError: `input_spec` is not an `ImageSpec`.
+    """
     if not isinstance(input_spec, ImageSpec):
         remedy = "choose a model that reads the tensors of this data set"
         raise ConfigError("model", model, "reads images, but the data set has none", remedy)
@@ -127,6 +131,9 @@ def check_names(names: Sequence[str]) -> None:
 
     Also refuse equal names, and a name that is a prefix of another (`a` and `a.b`), because then
     parameters of two units could have the same name in a file.
+
+    Raises:
+        ConfigError: A name is refused.
     """
     attributes = {*dir(nn.Module())}
     for name in names:

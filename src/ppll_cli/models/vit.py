@@ -28,7 +28,16 @@ NORM_EPS = 1e-6
 
 
 class Embed(nn.Module):
-    """Converts patches to tokens by a convolution, and adds class token and position embedding."""
+    """Converts patches to tokens by a convolution, and adds a position embedding.
+
+    Args:
+        channels: C, the number of channels of the images.
+        patch: Height and width of a patch in pixels.
+        patches: Number of patches of an image.
+        dim: D, the width of a token.
+        class_token: Whether a class token is put before the tokens of the patches.
+        dropout: Probability that a value of a token is zeroed.
+    """
 
     def __init__(
         self, channels: int, patch: int, patches: int, dim: int, class_token: bool, dropout: float
@@ -44,7 +53,7 @@ class Embed(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Convert an image [B, C, H, W] to tokens [B, T, D]."""
+        """Convert an image [B, C, H, W] to tokens [B, T, D], T = patches (+ 1 with class token)."""
         x: Tensor = self.conv_proj(image).flatten(2).transpose(1, 2)
         if self.class_token is None:
             # Without this copy, all later tokens would keep the transposed strides, which would
@@ -194,7 +203,12 @@ class ViT:
         return round(self.dim * self.mlp_ratio)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """Return the units; each reads the previous unit's tokens `x` [B, T, D]."""
+        """Return the units; all except `embed` read the previous unit's tokens `x` [B, T, D].
+
+        Raises:
+            ConfigError: The task has no classes, the data have no images, or `patch` does not
+                divide their height and width.
+        """
         classes = classes_of(task, "vit")
         check_images(image, "vit")
         embed = partial(

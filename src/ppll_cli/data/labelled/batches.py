@@ -24,7 +24,8 @@ AHEAD = 2
 class LoadedBatches(ImageBatches[Listing]):
     """Makes batches of pictures that loaders decode during training and evaluation.
 
-    Only one thread may make training batches, and only one may make evaluation batches.
+    Only one thread may make training batches, and only one may make evaluation batches. If a
+    batch cannot be decoded, the methods raise the exceptions of `Loading.images`.
     """
 
     in_advance = True

@@ -38,9 +38,10 @@ if TYPE_CHECKING:  # not at run time: wrong options are refused before torch is 
     from ppll_cli.data.labelled.batches import LoadedBatches
 
 CHECK_S = 3.0
-"""If loaders are used, a test at the start decodes pictures for at most this many seconds."""
+"""If loaders are used, a test at the start decodes pictures for about this many seconds."""
 
 MOST_CHECKED = 50_000
+"""Largest number of pictures that this test decodes."""
 
 MOST_BYTES = 4 << 30
 """Largest total size in bytes of images in memory; a quarter of the memory is a second limit."""
@@ -108,7 +109,8 @@ class LabelledPictures(Classified):
     def inputs(self, picture: "Image", image: ImageSpec, device: "torch.device") -> Tensors:
         """Cut out the middle of a user's picture as in evaluation, resize and normalise it.
 
-        The result has the image, float32 [1, 3, H, W].
+        The result has the image, float32 [1, 3, H, W], under the name `IMAGE`. H and W are the
+        height and width of `image`.
         """
         from PIL.Image import Resampling
 
@@ -121,6 +123,10 @@ class LabelledPictures(Classified):
 
         If loaders decode the pictures during training, decode only a few here, as a test. Log a
         warning if `val_fraction` holds out all pictures of a class.
+
+        Raises:
+            ConfigError: The pictures or their classes are not found, a picture is in two splits or
+                classes or cannot be decoded, or there is no test set.
         """
         self._check_apart()
         if self.val_fraction:
@@ -182,7 +188,11 @@ class LabelledPictures(Classified):
         return ImageSpec(3, self.size, self.size, tuple(self.mean), tuple(self.std))
 
     def identity(self, splits: Any) -> "Identity":
-        """Return a digest of file names and sizes for each class of each split. Ignore `splits`."""
+        """Return a digest of file names and sizes for each class of each split. Ignore `splits`.
+
+        Raises:
+            ConfigError: A file cannot be examined.
+        """
         return {name: self._entries(listing) for name, listing in self._splits.items()}
 
     def batches(

@@ -24,8 +24,9 @@ PATH_NAMES = (
     *("image", "image_path", "picture"),
 )
 LABEL_NAMES = ("label", "predictionstring", "class", "class_name", "category", "target", "labels")
-"""Names by which the first line of a CSV file may mark the column of paths and the column of
-classes."""
+"""Names, in lower or upper case, that the first line of a CSV file may give to the column of paths
+(`PATH_NAMES`) and to the column of classes (`LABEL_NAMES`).
+"""
 
 _MOST_CSV_BYTES = 1 << 30
 
@@ -68,7 +69,7 @@ def arranged(parts: Parts) -> tuple[tuple[str, ...], dict[str, Listing]]:
 
     Raises:
         ListingError: A part has no pictures, or there is only one class. Or `test` or `val` has a
-            class that the training pictures do not have, or its folder lacks one of their classes.
+            class that `train` does not have, or is a folder that lacks a class of `train`.
     """
     source, train = parts["train"]
     classes = in_order(train)
@@ -95,14 +96,18 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted by name, without hidden folders."""
+    """Return the folders in a folder, sorted by name, without hidden folders.
+
+    Raises:
+        ListingError: The folder cannot be read.
+    """
     with _reading(folder), os.scandir(folder) as entries:
         found = [entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()]
     return [folder / name for name in sorted(found)]
 
 
 def from_folders(folder: Path, *, empty: bool = False) -> Classes:
-    """Find the pictures in a folder that has a folder for each class, also in its subfolders.
+    """Find the pictures of each class in the folder of this class and in its subfolders.
 
     Args:
         folder: The folder that has the folders of the classes.
@@ -147,8 +152,8 @@ def from_csv(
             something else there.
 
     Raises:
-        ListingError: The file cannot be read, a line has no path or no class, or a picture does not
-            exist.
+        ListingError: The file cannot be read as CSV or lists no pictures, a line has no path or no
+            class, or a picture does not exist.
     """
     found: dict[str, list[str]] = {}
     path_at, label_at = 0, 1

@@ -43,24 +43,27 @@ class Wanted:
     draws: Sequence[Draw] = ()  # random numbers for `random_piece`; empty for the middle
 
     def box(self, width: int, height: int) -> Box:
-        """Return the box to cut out of a picture of `width` x `height` pixels."""
+        """Return the box, in pixels, to cut out of a picture of `width` x `height` pixels."""
         if self.draws:
             return random_piece(width, height, self.scale, self.draws)
         return middle(width, height, self.part)
 
 
 def middle(width: int, height: int, part: float) -> Box:
-    """Return the square in a picture's middle whose side is `part` times the shorter side."""
+    """Return the square in a picture's middle whose side is `part` times the shorter side.
+
+    `width` and `height` of the picture, and the edges of the square, are in pixels.
+    """
     side = part * min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
 
 
 def random_piece(width: int, height: int, scale: tuple[float, float], draws: Sequence[Draw]) -> Box:
-    """Return a piece of random area, ratio and position, as in the training of Inception.
+    """Return the box, in pixels, of a piece of random area, ratio and position.
 
-    The method is from arXiv 1409.4842. torchvision's RandomResizedCrop does the same, but rounds to
-    whole pixels.
+    The pieces are those of Inception's training. The method is from arXiv 1409.4842.
+    torchvision's RandomResizedCrop does the same, but rounds to whole pixels.
 
     Args:
         width: Width of the picture in pixels.
@@ -86,6 +89,9 @@ def image_of(wanted: Wanted, side: int) -> NDArray[np.uint8]:
     """Decode a picture and return the wanted piece as an image, uint8 [3, side, side].
 
     The image is not contiguous in memory.
+
+    Raises:
+        ConfigError: The file cannot be read as a picture.
     """
     return np.asarray(cut_out(Path(wanted.path), side, wanted.box)).transpose(2, 0, 1)
 

@@ -36,7 +36,7 @@ _FEW = 200
 """Largest number of pictures that `images_of` decodes without loaders, which start slowly."""
 
 ANSWER_LIMIT_S = 120.0
-"""Time limit of a request in seconds, for slow disks and networks."""
+"""Time limit of a request in seconds, long enough for slow disks and networks."""
 
 END_S = 5.0
 """Time limit in seconds for the end of a killed loader."""
@@ -48,7 +48,10 @@ _PROGRAM = (
 
 
 class Job(NamedTuple):
-    """Pictures to decode, the array for their images, and a future that waits for them."""
+    """Pictures to decode, the array for their images, and a future.
+
+    The future is done when all images are in the array, or decoding has failed.
+    """
 
     wanted: Sequence[Wanted]
     images: NDArray[np.uint8]
@@ -59,7 +62,8 @@ class Loaders:
     """Child processes that decode pictures. Several threads may use this object.
 
     On Linux the processes are killed when the thread that created this object ends. So create it
-    in a thread that runs as long as the loaders are needed.
+    in a thread that runs as long as the loaders are needed. The method `close` ends the processes.
+    It is also called when this object is freed.
 
     Args:
         count: Number of processes.
@@ -136,6 +140,8 @@ class DecodedAhead(Generic[Key]):
     def images(self, keys: Sequence[Key]) -> NDArray[np.uint8]:
         """Return the images of a batch, uint8 [N, 3, side, side].
 
+        Raise the exceptions of `Loading.images`.
+
         Args:
             keys: The key of this batch, and then the keys of the next batches. Loaders begin to
                 decode them all. A batch begun in an earlier call is dropped if its key is not here.
@@ -156,6 +162,10 @@ def images_of(
     Few pictures are decoded in this process, and each yielded array is one image, uint8
     [3, side, side]. Many pictures are decoded by `processes` loaders, and each array has several
     images, uint8 [n, 3, side, side].
+
+    Raises:
+        ConfigError: A file cannot be read as a picture.
+        RunFailedError: A loader has ended, was stopped, or does not answer.
     """
     if len(wanted) <= _FEW:
         yield from (np.ascontiguousarray(image_of(each, side)) for each in wanted)

@@ -68,6 +68,10 @@ def kept(
         longest: The limit for the longer side of large pictures, in pixels. Larger pictures are
             reduced to it. None means no limit.
         measured: Whether to measure the quality of bicubic enlargement too.
+
+    Raises:
+        ConfigError: A file cannot be read as a picture, a small picture's size does not fit the
+            scale, or the cache cannot be written to.
     """
     shapes = {
         "high": [(height, width, 3) for height, width in sizes],
@@ -103,7 +107,9 @@ def kept(
 
 
 def stamped(path: Path) -> tuple[str, int, int]:
-    """Return path, size and modification time of a picture's file, which show if it has changed.
+    """Return the path, size (bytes) and modification time (ns) of a picture's file.
+
+    These show whether the file has changed.
 
     Raises:
         ConfigError: The file cannot be read.
@@ -146,6 +152,9 @@ def large_size(path: Path, scale: int, longest: int | None) -> Size:
 
     Height and width are multiples of `scale`. `longest` limits the longer side, in pixels; None
     means no limit.
+
+    Raises:
+        ConfigError: The file cannot be read as a picture.
     """
     width, height = _reduced(header(path).upright, longest)
     return height - height % scale, width - width % scale

@@ -44,7 +44,8 @@ class PictureDataset(Files, ABC):
         flip: Whether patches are randomly mirrored and rotated by multiples of 90 degrees.
         tile: Largest height and width of evaluation tiles, in pixels of the small picture.
         overlap: Smallest width of a tile's margin, in pixels of the small picture. The model reads
-            the margin, but its output there is not used. There is none at the picture's border.
+            the margin, but its output there is not used. A tile has no margin at the picture's
+            border.
         mean: Mean of the pixels of each channel, in [0, 1]. Models subtract it from their input and
             add it to their output.
     """
@@ -63,7 +64,7 @@ class PictureDataset(Files, ABC):
         """Return the files of the training or test pictures. `val` is later taken from `train`.
 
         Raises:
-            ConfigError: There are too few pictures.
+            ConfigError: Files are missing, or there are too few pictures.
         """
 
     @property
@@ -88,6 +89,10 @@ class PictureDataset(Files, ABC):
         """Return the splits `train` and `test`, and `val` if `val_fraction` is not 0.
 
         They do not depend on the run's seed.
+
+        Raises:
+            ConfigError: A picture is missing, too small, repeated or cannot be decoded, or
+                `val_fraction` holds out no picture or all pictures.
         """
         divided = self._divided().items()
         return {name: self._split(sources, name == "train") for name, sources in divided}
@@ -177,7 +182,10 @@ class PictureDataset(Files, ABC):
         return EvaluationForm(image, self.task.tile_targets(height, width), samples=1)
 
     def draw_samples(self, predict: Predict, folder: Path) -> None:
-        """For each test picture, write a file that compares the model's output to the original."""
+        """Create `folder`, and write a picture there for each picture of the test set.
+
+        Each file compares the middle of the model's output to that of the original.
+        """
         from ppll_cli.data.pictures.samples import captioned, views
 
         pictures = self.load()["test"].pictures
@@ -193,20 +201,23 @@ class PictureDataset(Files, ABC):
         return tuple(source.high.name for source in self._divided()[split])
 
     def inputs(self, picture: "Image", image: ImageSpec, device: "torch.device") -> Tensors:
-        """Return the pixels of a user's picture in [0, 1], float32 [1, 3, H, W]."""
+        """Return the pixels of a user's picture in [0, 1], float32 [1, 3, H, W], as `IMAGE`."""
         from ppll_cli.data.pictures.patches import as_images
 
         return {IMAGE: as_images([np.asarray(picture.convert("RGB"))], device)}
 
     def predicted(self, predict: Predict, picture: "Image", inputs: Tensors) -> Prediction:
-        """Enlarge a user's picture tile by tile, as in the evaluation of test pictures."""
+        """Enlarge a user's picture tile by tile, as in the evaluation of test pictures.
+
+        The result has the enlarged picture's width and height in pixels, and the picture itself.
+        """
         from ppll_cli.data.pictures.samples import enlarged
 
         made = enlarged(inputs[IMAGE], self._tiles([(picture.height, picture.width, 3)]), predict)
         return Prediction({"width": made.width, "height": made.height}, made)
 
     def identity(self, splits: Mapping[str, PictureSplit]) -> "Identity":
-        """Return the name and the size of each picture file, by split."""
+        """Return the name and the size, in bytes, of each picture file, by split."""
         from ppll_cli.data.identity import of_files
 
         return {

@@ -39,8 +39,9 @@ class PatchBatches(SplitBatches[Files, PictureSplit]):
         """Make a training batch of patches at random places of random pictures.
 
         Returns:
-            A dictionary with small [B, 3, P, P] and large [B, 3, sP, sP] patches, float32 in
-            [0, 1]. The tensors `TILE` and `BICUBIC` are empty, [B, 0].
+            A dictionary with small patches (`IMAGE`) [B, 3, P, P] and large patches (`TARGET`)
+            [B, 3, sP, sP], float32 in [0, 1]. `TILE`, int64, and `BICUBIC`, float64, are empty,
+            [B, 0].
         """
         assert 0 <= batch < self.steps_per_epoch
         split = self.splits["train"]
@@ -65,8 +66,9 @@ class PatchBatches(SplitBatches[Files, PictureSplit]):
         `size`, the number of tiles, must be 1, because tiles have different shapes.
 
         Returns:
-            A dictionary with the small tile [1, 3, H, W] and the large tile [1, 3, sH, sW], float32
-            in [0, 1], and the tensors `TILE` and `BICUBIC` (see `ppll_cli.tasks.super_resolution`).
+            A dictionary with the small tile (`IMAGE`) [1, 3, H, W] and the large tile (`TARGET`)
+            [1, 3, sH, sW], float32 in [0, 1], and with `TILE` and `BICUBIC` (see
+            `ppll_cli.tasks.super_resolution`).
         """
         here = self.splits[split]
         assert size == 1
@@ -104,7 +106,7 @@ class PatchBatches(SplitBatches[Files, PictureSplit]):
 
 
 def as_images(pictures: Sequence[Bytes], device: torch.device) -> Tensor:
-    """Convert pictures, uint8 [H, W, 3], to float32 [B, 3, H, W] in [0, 1] on a device."""
+    """Convert B pictures, each uint8 [H, W, 3], to float32 [B, 3, H, W] in [0, 1] on a device."""
     stacked = to_device(torch.from_numpy(np.stack(pictures)), device)
     return stacked.permute(0, 3, 1, 2).contiguous().float().div_(255)
 

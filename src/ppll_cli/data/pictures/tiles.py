@@ -46,7 +46,8 @@ def spans(length: int, tile: int, overlap: int) -> Iterator[Span]:
     Args:
         length: Length of the side in pixels.
         tile: Largest length of a piece in pixels; more than twice `overlap`.
-        overlap: Smallest distance of used pixels from the ends of a piece.
+        overlap: Smallest distance, in pixels, of used pixels from the ends of a piece, except from
+            ends at the picture's border.
     """
     start = first = 0
     while start + tile < length:

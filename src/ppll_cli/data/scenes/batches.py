@@ -38,7 +38,11 @@ class Sized(NamedTuple):
 
 
 class SceneBatches(SplitBatches[Files, Scenes]):
-    """Makes batches for object detection. Pictures are decoded anew for each batch."""
+    """Makes batches for object detection. Pictures are decoded anew for each batch.
+
+    If a picture cannot be decoded, or its size differs from its annotation, a ConfigError is raised
+    when a batch is made.
+    """
 
     dataset: "DetectionDataset"
 
@@ -67,7 +71,11 @@ class SceneBatches(SplitBatches[Files, Scenes]):
         return self._named(sized, numbers)
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
-        """Make an evaluation batch of pictures in their order, not mirrored, with all boxes."""
+        """Make an evaluation batch of pictures in their order, not mirrored, with all boxes.
+
+        Returns:
+            Images float32 [B, 3, H, W] and the targets of `ppll_cli.tasks.detection`, by name.
+        """
         scenes = self.splits[split]
         numbers = torch.arange(batch * size, min((batch + 1) * size, len(scenes)))
         assert len(numbers)

@@ -79,7 +79,11 @@ class DetectionDataset(Files, ABC):
             raise ConfigError("data.long_side", self.long_side, problem)
 
     def prepare(self) -> None:
-        """Read the annotations, compare some pictures with them, and log warnings."""
+        """Read the annotations, compare the sizes of some pictures with them, and log warnings.
+
+        Raises:
+            ConfigError: The annotations or pictures are missing, wrong or repeated.
+        """
         splits = self.load()
         end_s = time.monotonic() + CHECK_S
         for scenes in sorted(splits.values(), key=len):
@@ -107,6 +111,10 @@ class DetectionDataset(Files, ABC):
         """Return the splits `train` and `test`, and `val` if `val_fraction` is not 0.
 
         The run's seed has no effect on them.
+
+        Raises:
+            ConfigError: A picture is missing or repeated, an annotation is wrong, or `val_fraction`
+                holds out no picture or all pictures.
         """
         return self._splits
 
@@ -134,7 +142,7 @@ class DetectionDataset(Files, ABC):
             raise self.fault(f"{file}{where}", problem, "list each picture once")
 
     def fitted(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width, in pixels, to which a picture is resized."""
+        """Return the height and width to which a picture is resized; all sizes are in pixels."""
         factor = min(self.short_side / min(height, width), self.long_side / max(height, width))
         return max(1, round(height * factor)), max(1, round(width * factor))
 
@@ -195,7 +203,7 @@ class DetectionDataset(Files, ABC):
         return SceneBatches(self, splits, batch_size, seed, device)
 
     def draw_samples(self, predict: Predict, folder: Path) -> None:
-        """Write the first test pictures, with true and detected boxes on them, to a new folder."""
+        """Create `folder`; write the first test pictures there with true and detected boxes."""
         import torch
 
         from ppll_cli.data.scenes.samples import PICTURES, drawn
@@ -222,7 +230,7 @@ class DetectionDataset(Files, ABC):
         return {name: values[name] for name in (IMAGE, FRAME)}
 
     def predicted(self, predict: Predict, picture: "Image", inputs: Tensors) -> Prediction:
-        """Return the boxes that the model detects in a picture, and a drawing of them."""
+        """Return all boxes that the model detects in a picture, and a drawing of the best."""
         from ppll_cli.data.scenes.samples import found_in
 
         return found_in(picture.convert("RGB"), self._found(predict, inputs), self.class_names)

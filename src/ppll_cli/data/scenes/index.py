@@ -232,7 +232,8 @@ def on_upright(
     """Return an annotation's boxes in pixels of the upright picture.
 
     Some annotations describe the stored picture, before EXIF turns it. Their boxes are turned.
-    `size`, the width and height in the annotation, shows which picture is described.
+    `size`, the width and height in the annotation, shows which picture is described. Boxes are
+    [n, 4]: left, top, right and bottom in pixels.
 
     Raises:
         ConfigError: The file cannot be read, or `size` fits neither picture.
