@@ -35,8 +35,8 @@ LABELS = "labels"
 """Name of the boxes' classes, from 0, int64 [B, N]."""
 
 IGNORED = "ignored"
-"""Name of the flags, bool [B, N], of boxes that the loss and the score ignore. These are crowds in
-COCO, and difficult objects in VOC.
+"""Name of the flags, bool [B, N], of boxes that the score ignores: crowds in COCO, and difficult
+objects in VOC. The loss assigns them to no anchor, so anchors there are trained as background.
 """
 
 COUNT = "count"
