@@ -136,7 +136,7 @@ def test_replicas_have_their_own_rows(planner: Make) -> None:
         "",
         "the devices cannot be divided evenly among the replicas",
     }
-    assert "all-reduce is predicted to take as long as" in "\n".join(found.notes([2]))
+    assert "all-reduce of gradients is predicted to take as long as" in "\n".join(found.notes([2]))
 
 
 def test_the_fastest_layout_depends_on_the_network(cache: Path) -> None:
