@@ -244,7 +244,7 @@ def named(run_dir: str | Path, name: str) -> Checkpoint:
 
 
 def has_ema(checkpoint: Path) -> bool:
-    """Return whether a checkpoint has averaged weights (EMA)."""
+    """Return whether a checkpoint has averaged weights (EMA). Raise what `saved_tensors` raises."""
     tensors, _ = saved_tensors(checkpoint)
     return any(name.startswith(EMA) for name in tensors)
 
@@ -253,7 +253,7 @@ def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
     """Read the model's parameters and buffers, named by unit, without auxiliary networks.
 
     If `ema` is true, tensors that have an average (see `EMA`) are replaced by it. Only
-    floating-point tensors have one.
+    floating-point tensors have one. The exceptions are those of `saved_tensors`.
     """
     # EMA comes last: below, a tensor with a later prefix replaces one with the same name.
     prefixes = ("model.", EMA) if ema else ("model.",)

@@ -65,7 +65,7 @@ class Numerics:
 
     @contextmanager
     def autocast(self, device: torch.device) -> Iterator[None]:
-        """Let autocast compute the `with` block in bfloat16, if this is the precision.
+        """Let autocast compute the `with` block in bfloat16, if the precision is "bf16".
 
         Use it for forward passes and losses. With other precisions, it changes nothing.
         """

@@ -134,11 +134,11 @@ class Parts:
         return [*self._before, this]
 
     def alike(self, workers: Sequence[Worker]) -> list[Worker]:
-        """Return each worker's counts and times, summed over the current and comparable parts.
+        """Return each worker's counts, summed over the current part and comparable earlier parts.
 
-        An earlier part is comparable if its `Conditions` equal those of the current part, and this
-        version of the program still uses its names of instructions. Peaks of memory are not summed;
-        the largest is returned.
+        An earlier part is comparable if its `Conditions` equal those of the current part, and if
+        this version of the program still uses the names of instructions in its counts. Peaks of
+        memory are not summed; the largest is returned.
 
         Args:
             workers: The counts in the current part, in the order of `Job.seats`; empty if unknown.

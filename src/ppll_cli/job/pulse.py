@@ -30,7 +30,7 @@ happens only before the end of the first batch.
 """
 
 FORKED_LIMIT_S = 60.0
-"""Seconds that a worker may take from its start, with its imports, to its first sign of life."""
+"""Seconds that a worker may take from its start, including imports, to its first sign of life."""
 
 SCORING_LIMIT_S = 900.0
 """Seconds that a worker may take to compute the metrics of a split; detection takes long."""

@@ -23,7 +23,7 @@ If the channels have too few slots for this, snapshots take a larger fraction.
 
 
 def snapshot_bytes(job: Job, stage: int, params: int) -> int:
-    """Return the bytes of one snapshot of a stage, without what `MARGIN` is for.
+    """Return the size of one snapshot of a stage in bytes, without what `MARGIN` is for.
 
     A snapshot holds float32 values: each parameter, what the optimizer keeps for it, and its
     average if `optim.ema` is set. It also holds older versions of units whose weights other modules

@@ -26,8 +26,8 @@ class Evaluated:
 
     Attributes:
         samples: Number of samples of the split.
-        result: Loss, metric and other scores of the task, by their names in `summary.json`. A value
-            that is infinite or NaN is None.
+        result: Loss, metric and other scores of the task, by their names in `summary.json`. None
+            stands for a value that is infinite or NaN.
         details: Results of each class or each picture; None if the task gives none.
     """
 

@@ -206,8 +206,8 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
     """Return the run that `resume=` names on the command line; None if there is no `resume=`.
 
     Raises:
-        ConfigError: The folder is not a run directory, a later version wrote it, or an override
-            such as `hydra.run.dir` names another directory for the results.
+        ConfigError: The folder is no run directory, a later version wrote it, it is damaged, or an
+            override such as `hydra.run.dir` is given, which a resumed run cannot have.
     """
     given = {override.key_or_group: override for override in parsed(overrides)}
     run_dir = named(given.get("resume"), "give a run directory")
@@ -247,7 +247,7 @@ def shown(value: Any) -> str:
 
 
 def named(resume: Override | None, remedy: str) -> Path | None:
-    """Return the folder that an override `resume=` names; None if there is no override, or null.
+    """Return the folder that an override `resume=` names; None if there is none or it is null.
 
     Raises:
         ConfigError: The name is empty (with `remedy` as advice), or there are several folders.
