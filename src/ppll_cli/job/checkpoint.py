@@ -71,6 +71,10 @@ def saved_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[int, Mapping[st
 
     The tensors are views of the stages' files, so their values are read only when needed. If the
     folder has no manifest, all files named `stage-*.safetensors` are used.
+
+    Raises:
+        DamagedError: The manifest cannot be used (see `read_manifest`).
+        OSError, SafetensorError: A stage's file is missing, or cannot be read.
     """
     if (folder / MANIFEST_FILE).exists():
         paths = [folder / file.name for file in read_manifest(folder).files]
@@ -130,8 +134,12 @@ def finish(run_dir: str | Path, manifest: Manifest, keep: int, best: bool = Fals
     Args:
         run_dir: The run directory.
         manifest: The manifest of the checkpoint.
-        keep: Number of the newest checkpoints that stay. Older ones are removed, except the best.
+        keep: Number of the newest checkpoints that stay, at least 1. Older ones are removed, except
+            the one to which the link `best` points.
         best: Whether this checkpoint is the best one so far. Then the link `best` points to it.
+
+    Raises:
+        OSError: A file cannot be written, renamed or removed.
     """
     unfinished = unfinished_folder(run_dir, manifest.step)
     folder = unfinished.with_name(f"step-{manifest.step}")
@@ -236,7 +244,7 @@ def named(run_dir: str | Path, name: str) -> Checkpoint:
 
 
 def has_ema(checkpoint: Path) -> bool:
-    """Return whether a checkpoint has averaged weights (EMA)."""
+    """Return whether a checkpoint has averaged weights (EMA). Raise what `saved_tensors` raises."""
     tensors, _ = saved_tensors(checkpoint)
     return any(name.startswith(EMA) for name in tensors)
 
@@ -245,7 +253,7 @@ def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
     """Read the model's parameters and buffers, named by unit, without auxiliary networks.
 
     If `ema` is true, tensors that have an average (see `EMA`) are replaced by it. Only
-    floating-point tensors have one.
+    floating-point tensors have one. The exceptions are those of `saved_tensors`.
     """
     # EMA comes last: below, a tensor with a later prefix replaces one with the same name.
     prefixes = ("model.", EMA) if ema else ("model.",)

@@ -73,9 +73,10 @@ class Batch:
     averaged: bool = False  # whether averaged weights are evaluated
 
     def share(self, micro_batch: int) -> float:
-        """Return a micro-batch's weight in the mean loss of the whole batch.
+        """Return a micro-batch's weight in the mean loss of the whole training batch.
 
-        It is the fraction of the batch's samples that are in the micro-batch.
+        It is the fraction of the batch's samples that are in the micro-batch. `micro_batch` is an
+        index in `sizes`.
         """
         return self.sizes[micro_batch] / self.samples
 
@@ -172,7 +173,7 @@ class Course:
         return step % self.log_every == 0 or step % self.steps_per_epoch == 0
 
     def epoch_of(self, step: int) -> int:
-        """Return the epoch of the `step`-th optimizer step; the first epoch is 1."""
+        """Return the epoch of the `step`-th optimizer step. The first epoch is 1; step 0 has 0."""
         return (step - 1) // self.steps_per_epoch + 1
 
     def evaluation_counts(self) -> set[int]:
@@ -214,9 +215,9 @@ def split_batch(samples: int, microbatches: int) -> list[int]:
 
 
 def split_share(samples: int, microbatches: int, replicas: int, replica: int) -> list[int]:
-    """Return the sizes of the micro-batches that one replica computes of a batch.
+    """Return the sizes of the micro-batches of one replica's share of a batch.
 
-    Replicas get shares of the batch that are nearly equal, the first replicas the larger ones. The
-    batch must have at least one sample per replica.
+    The replicas' shares are nearly equal; the first replicas have the larger ones. The batch must
+    have at least one sample per replica.
     """
     return split_batch(split_batch(samples, replicas)[replica], microbatches)

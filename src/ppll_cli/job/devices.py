@@ -25,7 +25,8 @@ def devices_here(
     If workers fall back to the CPU, a note for the user is appended to `notes`.
 
     Raises:
-        ConfigError: There are too few CUDA devices.
+        ConfigError: There are too few CUDA devices, and the settings let workers neither run on CPU
+            nor share devices.
     """
     found = cuda.device_count() if settings.device != "cpu" else 0
     if settings.device == "cuda" and found == 0:
@@ -46,7 +47,11 @@ def _shortage(found: int) -> str:
 
 
 def device_of(settings: Settings) -> str:
-    """Choose the device of a single worker."""
+    """Choose the device of a single worker, and check that the worker can run there.
+
+    Raises:
+        ConfigError: There is no such device, or `precision` or `compile` does not work there.
+    """
     (device,), _ = devices_here(settings, 1, [])
     check_processors(settings, (device,), [])
     return device
@@ -58,7 +63,10 @@ def model_of(device: str) -> str:
 
 
 def receiver_of(device: str) -> str:
-    """Return a device for measuring transfers from `device`: `cuda:1` if possible, or `device`."""
+    """Return the device to which transfers from `device` are measured.
+
+    It is `cuda:1` if `device` is `cuda:0` and there are several CUDA devices, otherwise `device`.
+    """
     several = device == "cuda:0" and cuda.device_count() > 1
     return "cuda:1" if several else device
 

@@ -43,7 +43,10 @@ class ModuleEnd:
 
 @dataclass(frozen=True)
 class Ends:
-    """Finds what each module runs after its last unit. It builds networks on the meta device."""
+    """Finds what each module runs after its last unit. It builds networks on the meta device.
+
+    The argument `modules` of its methods has, for each module, the range of its units' indices.
+    """
 
     method: LocalMethod
     site: Site  # describes the model; its field `modules` is not used
@@ -55,7 +58,8 @@ class Ends:
 
         Raises:
             ConfigError: The method does not fit the model, or an export is not allowed, or a loss
-                watches a unit that losses cannot watch.
+                watches a unit that it may not watch, or modules share weights of auxiliary
+                networks.
         """
         before: list[dict[str, ValueSpec]] = []
         found: list[ModuleEnd] = []
@@ -73,7 +77,7 @@ class Ends:
     def specs(self, modules: Sequence[range]) -> list[dict[str, ValueSpec]]:
         """Return, for each unit, shapes and dtypes of the tensors that exist before it runs.
 
-        The outputs of exports are included; `before` leaves them out.
+        The outputs of exports are included; the property `before` leaves them out.
         """
         return [each for _, _, inside, _ in self._walk(modules) for each in inside]
 

@@ -56,8 +56,13 @@ def backward_to_inputs(
 ) -> WeightHalf:
     """Run the first half of a backward: add the gradients of the inputs to their `.grad`.
 
-    Inputs and weights are leaves of the graph; no input may be among the weights. Return the second
-    half, whose method `run` computes the gradients of the weights.
+    Return the second half, whose method `run` computes the gradients of the weights.
+
+    Args:
+        outputs: The tensors at which the backward starts.
+        gradients: The gradient of each output, with the output's shape and dtype.
+        inputs: Leaves of the graph.
+        weights: Other leaves of the graph. No input may be among them.
     """
     starts = list(zip(map(get_gradient_edge, outputs), gradients, strict=True))
     graph = _Graph([edge.node for edge, _ in starts], inputs, weights)

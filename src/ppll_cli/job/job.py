@@ -58,8 +58,8 @@ class Job:
         settings: What the user set. Options such as `gpus` and `threads` may be None; `devices` and
             the property `threads` have the values that the program chose.
         local: Options of the local method, with the defaults of its feature bank filled in.
-        snapshot_every: Number of messages on a channel after which a stage takes a snapshot. It may
-            take one earlier. 0: no worker is restarted.
+        snapshot_every: A stage takes a snapshot after at most this number of messages on a channel;
+            if this is in the middle of a batch, after the batch. 0: no worker is restarted.
     """
 
     settings: Settings
@@ -164,7 +164,10 @@ class Job:
         return min(10, steps // 5) if steps >= 5 else steps
 
     def microbatches(self, samples: int, replica: int = 0) -> list[int]:
-        """Return the number of samples of each micro-batch of a replica's share of a batch."""
+        """Return the number of samples of each micro-batch of a replica's share of a batch.
+
+        `samples` is the number of samples of the whole batch.
+        """
         microbatches = self.make_schedule().microbatches
         return split_share(samples, microbatches, self.replicas, replica)
 
@@ -231,7 +234,7 @@ class Job:
         return any(isinstance(each, BackwardInput) for stream in self.streams() for each in stream)
 
     def microbatch_counts(self) -> set[int]:
-        """Return every possible count of micro-batches in a replica's share of a batch."""
+        """Return every possible number of micro-batches in a share of a training batch."""
         sizes, replicas = {*self.course.batch_sizes()}, range(self.replicas)
         return {len(self.microbatches(size, replica)) for size in sizes for replica in replicas}
 
@@ -269,7 +272,10 @@ class Job:
         return max(self.microbatch_counts() | self.course.evaluation_counts())
 
     def crossing(self) -> dict[tuple[int, int], set[str]]:
-        """Return the names of the tensors that stages send, by (sending stage, receiving stage)."""
+        """Return names of the tensors that stages send, by (sending stage, receiving stage).
+
+        Gradient norms are left out.
+        """
         found: dict[tuple[int, int], set[str]] = {}
         chunks = self.layout.chunks
         for number in range(1, len(chunks)):

@@ -25,7 +25,10 @@ def learning_rate(optim: Optim, step: int, steps_per_epoch: int, epochs: int) ->
 
 
 def note_on_epochs(optim: Optim, epochs: int) -> str | None:
-    """Return a note if the learning rate has too few epochs for its warm-up or its milestones."""
+    """Return a note for the user if `epochs` is too small for the warm-up or for all milestones.
+
+    In all other cases, return None.
+    """
     milestones = ", ".join(f"{each:g}" for each in optim.milestones)
     if optim.schedule != "cosine_by_epoch" and optim.warmup_epochs >= epochs:
         key, value, problem = "warmup_epochs", f"{optim.warmup_epochs:g}", "only rises"

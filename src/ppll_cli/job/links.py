@@ -20,7 +20,10 @@ from ppll_cli.transport.replicas import Replicas
 
 
 class StopFlag(Protocol):
-    """A flag in shared memory by which the parent asks for an early stop."""
+    """A flag in shared memory by which the parent asks for an early stop.
+
+    `value` is 0, or the number of the signal that caused the stop.
+    """
 
     value: int
 

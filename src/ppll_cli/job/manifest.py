@@ -49,7 +49,7 @@ class SavedFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of a checkpoint's manifest. Old manifests lack the fields that have defaults."""
+    """The contents of a checkpoint's manifest. Old manifests may lack the fields with defaults."""
 
     step: int  # number of optimizer steps done
     epoch: int  # epoch of the last step; the first epoch is 1

@@ -52,7 +52,10 @@ class Numerics:
 
     @contextmanager
     def applied(self, device: torch.device) -> Iterator[None]:
-        """Set torch's switches for the `with` block, and restore the earlier ones after it."""
+        """Set torch's switches as `apply` does; after the `with` block, restore their old values.
+
+        The environment variable CUBLAS_WORKSPACE_CONFIG stays set.
+        """
         before = _get()
         self.apply(device)
         try:
@@ -62,7 +65,10 @@ class Numerics:
 
     @contextmanager
     def autocast(self, device: torch.device) -> Iterator[None]:
-        """Let forward passes and losses in the `with` block compute in this precision."""
+        """Let autocast compute the `with` block in bfloat16, if the precision is "bf16".
+
+        Use it for forward passes and losses. With other precisions, it changes nothing.
+        """
         if self.precision != "bf16":
             yield
             return
@@ -71,7 +77,7 @@ class Numerics:
 
 
 def in_force(device: torch.device) -> Mapping[str, bool]:
-    """Return which of torch's switches are on. On CPU, switches for CUDA are reported as off."""
+    """Return whether each of torch's switches is on, by name; switches for CUDA are off on CPU."""
     flags, cuda = _get(), device.type == "cuda"
     on_cuda = {name: cuda and flags[name] for name in _CUDA_SWITCHES}
     return {"deterministic": flags["deterministic"], **on_cuda}

@@ -33,7 +33,7 @@ class FusedOptimizer:
 
     Attributes:
         parameters: The parameters to update, each once even if it was given twice.
-        state: The state tensors, by name, of each parameter that has been updated.
+        state: The state tensors, by name, of each parameter that has been updated or restored.
     """
 
     # torch.optim collects and groups its tensors in every step, which takes longer on the host than
@@ -48,7 +48,10 @@ class FusedOptimizer:
         self._grouped: list[bool] | None = None
 
     def restore(self, parameter: nn.Parameter, state: State) -> None:
-        """Set a parameter's state from a checkpoint; an empty `state` changes nothing."""
+        """Set a parameter's state from a checkpoint; an empty `state` changes nothing.
+
+        The tensors are not copied, so they must be on the parameter's device.
+        """
         if state:
             self.state[parameter] = state
             self._grouped = None
@@ -149,7 +152,7 @@ class FusedOptimizer:
 
 
 def squared_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Return the squared norm over all gradients together, as a float64 scalar tensor."""
+    """Return the sum of the squares of all gradients' elements, as a float64 scalar tensor."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     return torch.nn.utils.get_total_norm(gradients).double().square()
 

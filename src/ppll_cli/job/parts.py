@@ -1,7 +1,7 @@
 """The parts of a run. Each start or resumption of the run begins a new part.
 
-A checkpoint records all parts up to its step. A resumed run reads them from the checkpoint. Steps
-after the checkpoint are done again, and only counted in the new part.
+A checkpoint records all parts up to its step. A resumed run reads them from the checkpoint. It does
+the steps after the checkpoint again; these steps count only in the new part.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,12 +15,12 @@ Number = TypeVar("Number", int, float)
 
 
 class Conditions(TypedDict):
-    """Devices and settings that decide about the speed of a part of a run.
+    """Devices and settings that determine the speed of a part of a run.
 
     Times of two parts are added only if all these values are equal.
     """
 
-    gpus: int
+    gpus: int  # number of workers
     devices: list[str]
     threads: int
     transport: str
@@ -136,7 +136,9 @@ class Parts:
     def alike(self, workers: Sequence[Worker]) -> list[Worker]:
         """Return each worker's counts, summed over the current part and comparable earlier parts.
 
-        Parts are comparable if they have equal `Conditions` and the same names of instructions.
+        An earlier part is comparable if its `Conditions` equal those of the current part, and if
+        this version of the program still uses the names of instructions in its counts. Peaks of
+        memory are not summed; the largest is returned.
 
         Args:
             workers: The counts in the current part, in the order of `Job.seats`; empty if unknown.
@@ -160,9 +162,10 @@ class Parts:
 
 
 def rate(workers: Sequence[Worker], replicas: int) -> float | None:
-    """Return the samples per second of the pipeline; None without a steady state.
+    """Return the samples per second of the pipeline: the sum over replicas of the last stage.
 
-    The speeds of all replicas of the last stage are added.
+    `workers` are in the order of `Job.seats`. Return None if one of these replicas had no steady
+    state, or if there are no workers.
     """
     last = workers[-replicas:]
     if not last or not all(map(is_steady, last)):

@@ -8,10 +8,10 @@ from torch import nn
 
 
 def placed(network: nn.Module, device: torch.device, compiled: bool) -> nn.Module:
-    """Move a network to a device, in channels-last memory format, and compile it if `compiled`.
+    """Move a network to a device, in channels-last memory format, and return the same network.
 
-    The network is changed in place and returned. It is compiled when it first runs, and again for
-    each new input shape.
+    If `compiled` is true and the network has parameters, torch compiles it when it first runs, and
+    again for each new input shape.
     """
     # On CPU, ResNet-18 to ResNet-50 were 1.1 to 1.2 times as fast in channels-last format as in the
     # default one. Only tensors with four dimensions change their format.
@@ -24,7 +24,8 @@ def placed(network: nn.Module, device: torch.device, compiled: bool) -> nn.Modul
 def prepare_compiler() -> None:
     """Let torch.compile recompile more often, and compile only in this process.
 
-    A worker calls this once, before it compiles networks.
+    It also lets torch store precompiled headers in TORCHINDUCTOR_CACHE_DIR. This environment
+    variable must be set. A worker calls this function once, before it compiles networks.
     """
     import torch._dynamo.config
     import torch._inductor.codecache

@@ -30,7 +30,7 @@ happens only before the end of the first batch.
 """
 
 FORKED_LIMIT_S = 60.0
-"""Seconds from a worker's start, including its imports, to its first sign of life."""
+"""Seconds that a worker may take from its start, including imports, to its first sign of life."""
 
 SCORING_LIMIT_S = 900.0
 """Seconds that a worker may take to compute the metrics of a split; detection takes long."""
@@ -63,7 +63,7 @@ class Pulse(ctypes.Structure):
 
     alive_s: float  # monotonic time of the last sign of life; 0 before the first one
     progress_s: float  # monotonic time of the main thread's last progress
-    limit_s: float  # seconds that the current activity may take; 0 for no limit
+    limit_s: float  # seconds that may pass without progress in this activity; 0 for no limit
     started: bool  # whether the worker has ended its first batch, of training or evaluation
     doing: bytes  # name of the current activity
     item: bytes  # name of the batch or mark (see `job.course`) that the activity is part of

@@ -13,11 +13,11 @@ from ppll_cli.job.autocast import mended_operations
 def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) -> Any:
     """Run a network so that autograd keeps only its inputs; the backward runs the network again.
 
-    Gradients are bit-identical to those without recomputing. The inputs must not change until the
-    backward.
+    Return the network's outputs. Gradients are bit-identical to those without recomputing. The
+    inputs must not change until the backward.
 
-    `seed` is called before each run, so that both draw the same random numbers. It must seed all
-    generators from which the network draws.
+    `seed` is called before each of the two runs, so that both draw the same random numbers. It must
+    seed all generators from which the network draws.
     """
     # The second run changes only these copies, so BatchNorm's statistics are updated once.
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}

@@ -13,7 +13,8 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
     """Make a schedule from its configuration, and check it: the class may be the user's own.
 
     Raises:
-        ConfigError: The class is not a Schedule, or an attribute has a wrong type or value.
+        ConfigError: The class cannot be imported, does not accept its arguments, or is not a
+            Schedule; or an attribute has a wrong type or value.
     """
     key, path = "schedule._target_", config.get("_target_")
     schedule = make("schedule", config)

@@ -9,12 +9,11 @@ BUFFERS = 2
 """Number of snapshots that a stage stores: it writes a new one before it drops the old one."""
 
 MARGIN = 1.15
-"""A snapshot gets `snapshot_bytes` times this number of bytes in shared memory.
+"""For each snapshot, the check before the start asks for `MARGIN * snapshot_bytes` bytes.
 
 The additional bytes are for what `snapshot_bytes` does not count: buffers (such as BatchNorm's
 statistics), averages of buffers, and padding between tensors. We saw at most 12 % of such bytes, in
-the first stage of a ResNet-32. If a model has larger buffers, the check before the start asks for
-too little memory.
+the first stage of a ResNet-32. If a model has larger buffers, the check asks for too little memory.
 """
 
 COST = 0.01
@@ -24,7 +23,7 @@ If the channels have too few slots for this, snapshots take a larger fraction.
 
 
 def snapshot_bytes(job: Job, stage: int, params: int) -> int:
-    """Return the size of one snapshot of a stage, in bytes, without a few small tensors (`MARGIN`).
+    """Return the size of one snapshot of a stage in bytes, without what `MARGIN` is for.
 
     A snapshot holds float32 values: each parameter, what the optimizer keeps for it, and its
     average if `optim.ema` is set. It also holds older versions of units whose weights other modules

@@ -38,7 +38,11 @@ def spelled(value: Any) -> Any:
 
 
 def read(plain: Any) -> Any:
-    """Return the value that `spelled` turned into plain data. Tuples in it come back as lists."""
+    """Return the value that `spelled` turned into plain data. Plain tuples come back as lists.
+
+    Raises:
+        KeyError, TypeError: `spelled` has not made this plain data.
+    """
     if isinstance(plain, list):
         return [read(part) for part in plain]
     if not isinstance(plain, dict):

@@ -22,14 +22,15 @@ class Weights:
 
 
 def read_weights(file: Path) -> Mapping[str, Tensor]:
-    """Return the tensors of a file by name.
+    """Return the tensors of a file by name, on the CPU.
 
     The file has the format safetensors, or torch.save wrote a dictionary to it. No code in the file
     is executed.
 
     Raises:
-        ValueError: The file holds something else.
-        Exception: The file cannot be read; torch and safetensors raise various exceptions.
+        OSError: The file cannot be read.
+        SafetensorError: The file begins like a safetensors file, but is damaged.
+        ValueError: The file is damaged in another way, or holds something else.
     """
     return load_file(file) if _is_safetensors(file) else _saved_by_torch(file)
 

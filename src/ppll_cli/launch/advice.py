@@ -107,7 +107,7 @@ def comparison(
 
     Return None if fewer than two schedules fit the run, or if the command is too long. `options`
     are command-line options that name folders of configurations. `changes` are the overrides that
-    turn the defaults into the run's configuration.
+    turn the defaults into the run's configuration. `resumed` says whether the run was resumed.
     """
     gpus = max(2, settings.devices_asked)
     job = prepared.job

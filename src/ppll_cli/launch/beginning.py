@@ -77,6 +77,8 @@ def check_data(
 ) -> None:
     """Refuse data that are not the data with which a run was started.
 
+    If the identity of either is unknown, nothing is refused.
+
     Args:
         before: The record of this run.
         data: The `data` section of the settings.
@@ -208,7 +210,8 @@ def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: in
         run_dir: The run directory.
         start: This checkpoint; None if there is none, and the run starts again at step 0.
         metrics: The metrics file of the run.
-        steps: Number of steps of the whole run. The evaluation after the last step is undone, too.
+        steps: Number of steps of the whole run. If the checkpoint is of the last step, the
+            evaluation after this step is undone, too.
     """
     if start is None:
         log.warning("there is no checkpoint: the run starts again at step 0")

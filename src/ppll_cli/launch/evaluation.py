@@ -25,7 +25,9 @@ class Evaluated:
     """The results of evaluating the model on a split.
 
     Attributes:
-        result: Loss, metric and other scores of the task, by their names in `summary.json`.
+        samples: Number of samples of the split.
+        result: Loss, metric and other scores of the task, by their names in `summary.json`. None
+            stands for a value that is infinite or NaN.
         details: Results of each class or each picture; None if the task gives none.
     """
 
@@ -39,7 +41,7 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
     """Evaluate the model of a run on a split.
 
     `batch_size` is the number of samples per batch; None for the same batches as in the run's own
-    evaluations.
+    evaluations. The largest number of samples that the data set allows is not exceeded.
 
     Raises:
         ConfigError: The data set has no such split.

@@ -67,11 +67,13 @@ def launch(
         job: The job to run.
         transport: Makes the channels inside this machine.
         on_report: Called with the workers' reports, for example of metrics and checkpoints.
-        on_start: Called once, after the start of the workers, with the `Pulse` of each worker.
+        on_start: Called once, after the start of the workers, with each worker's `Pulse`, in the
+            order of `Job.seats`. On machine 0, these are the workers of all machines.
         fleet: The connection to the other machines of the run; None if there are none.
         until_s: Time of `time.monotonic` at which the workers are stopped, as by a SIGTERM.
 
     Raises:
+        ConfigError: The fork server cannot be started.
         WorkerFailedError: A worker failed; all workers have been stopped.
         RunFailedError: A helper process of multiprocessing has ended or is stopped, or another
             machine failed; all workers have been stopped.

@@ -165,14 +165,15 @@ def loaded(
     Args:
         run_dir: The run directory.
         config: The run's configuration; its group `data` may describe another data set.
-        name: The checkpoint.
+        name: The checkpoint: "last", "best", or a number of optimizer steps. For "last", the file
+            of the final model is used if the run directory has no checkpoints.
         device: Where to put the model.
         other_data: Name of the other data set, for errors; None for the data of the training.
         ema: Whether to load the averages of the weights.
 
     Raises:
-        ConfigError: The checkpoint is missing, damaged, or without averages, or does not fit the
-            model or the data.
+        ConfigError: The configuration is wrong, the data cannot be loaded, or the checkpoint is
+            missing, damaged, or without averages, or does not fit the model or the data.
     """
     tensors, step = _weights(run_dir, name, ema)
     settings = parse(config)

@@ -1,6 +1,7 @@
 """Locks a run or a sweep, so that only one process at a time works on it.
 
-The end of the process releases the lock.
+The end of the process also releases the lock, even if the process is killed. If the file system has
+no locks, nothing is locked, and a warning is logged.
 """
 
 import fcntl
@@ -22,6 +23,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 
     Raises:
         ConfigError: Another process holds the lock.
+        OSError: The run's `config.json` cannot be opened.
     """
     with (run_dir / CONFIG_FILE).open() as file:
         _lock(file.fileno(), "resume", run_dir, "another process is continuing this run")

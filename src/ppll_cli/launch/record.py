@@ -16,10 +16,10 @@ from ppll_cli.leaves.files import digest_of, problem_of, read_json
 from ppll_cli.observe.runs import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
 
 CONFIG_FORMAT = 2
-"""Format number of `config.json`. Higher numbers are refused. Files of format 1 have no digest."""
+"""Format number of `config.json`. Higher ones are refused. Files of format 1 may lack a digest."""
 
 DIGEST = "sha256"
-"""The key under which `config.json` stores the file's own digest."""
+"""The key under which `config.json` stores the digest of all its other keys and values."""
 
 PATHS = ("root", "cache", "folders")
 """Keys of a data set's configuration whose values are folders. In a record, these folders have
@@ -107,9 +107,12 @@ def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_kinds(run_dir: Path) -> None:
-    """Refuse a run directory in which a result file is, for example, a folder or a FIFO.
+    """Check that results in a run directory are of the right kind: file, folder or link.
 
-    Opening a FIFO would block, and a folder would make the run fail at its end.
+    For example, opening a FIFO would block, and a folder would make the run fail at its end.
+
+    Raises:
+        ConfigError: The name of a result belongs to something of another kind.
     """
     kinds = (OWN_FILES, os.path.isfile, "file"), (OWN_FOLDERS, os.path.isdir, "folder")
     for names, fits, kind in kinds:
@@ -125,7 +128,10 @@ def check_kinds(run_dir: Path) -> None:
 
 
 def absolute(value: Any) -> Any:
-    """Make a path, or each path in a list, absolute; return other values unchanged."""
+    """Make a path, or each path in a list, absolute; return values of other types unchanged.
+
+    A relative path begins in the current directory; `~` is the user's home directory.
+    """
     if isinstance(value, str):
         return os.path.abspath(os.path.expanduser(value))
     return [absolute(each) for each in value] if isinstance(value, list) else value

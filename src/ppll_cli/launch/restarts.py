@@ -40,6 +40,7 @@ class Restarts:
     """Restarts failed workers, and counts their failures.
 
     Args:
+        job: The job of the run.
         folder: Folder in shared memory, for snapshots.
         tell: Called with a report of kind "restart" when a failed worker is restarted, and with
             one of kind "restarted" when the new process continues.
@@ -64,6 +65,7 @@ class Restarts:
         """Record a worker's report, and return whether it repeats a report of an earlier process.
 
         A restarted worker computes the steps after its snapshot again, so it repeats their reports.
+        If the report ends a restart, `tell` is called, too.
         """
         kind, step = report["kind"], report.get("step", 0)
         if kind not in ("ready", "metrics", "counted", "saved"):
@@ -85,7 +87,7 @@ class Restarts:
         workers: list[Watched],
         handle: Callable[[Watched, Report], None],
     ) -> list[Report]:
-        """Restart all failed workers, and return an empty list.
+        """Restart all failed workers that are not done, and return an empty list.
 
         If a restart cannot help one of them, restart none. Then return the failures that a restart
         cannot help.
@@ -93,7 +95,7 @@ class Restarts:
         Args:
             failures: Reports of failures.
             workers: The workers on this machine.
-            handle: Called with each other report that a failed worker has left in its pipe.
+            handle: Called with the unread reports of failed workers, except reports of failures.
 
         Raises:
             RunFailedError: The fork server has ended, or is stopped.

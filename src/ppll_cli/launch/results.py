@@ -123,7 +123,7 @@ def _draw(
 
 
 def write_samples(job: Job, run_dir: Path) -> None:
-    """Replace `samples/` by pictures of the final model, if the data set can draw pictures."""
+    """Replace `samples/` by pictures that the final model makes, if the data set can draw them."""
     draw = getattr(make("data", job.settings.data), "draw_samples", None)
     if draw is None:
         return

@@ -146,10 +146,10 @@ class Recorded:
         overrides: Sequence[str],
         check: Callable[[str, str, Any], None],
     ) -> tuple[dict[str, Any], dict[str, str]]:
-        """Do the same as `changed`, but let `check` decide which changes are allowed.
+        """Apply and return changes like `changed`, but let `check` decide which are allowed.
 
         `check` is called with each changed key, its override and its new value. It raises
-        ConfigError to refuse the change.
+        ConfigError to refuse the change. Nothing is logged; the key `resume` keeps its old value.
         """
         config = json.loads(json.dumps(self.config))
         chosen = dict(self.choices)
@@ -206,8 +206,8 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
     """Return the run that `resume=` names on the command line; None if there is no `resume=`.
 
     Raises:
-        ConfigError: The folder is not a run directory, a later version wrote it, or an override
-            such as `hydra.run.dir` names another directory for the results.
+        ConfigError: The folder is no run directory, a later version wrote it, it is damaged, or an
+            override such as `hydra.run.dir` is given, which a resumed run cannot have.
     """
     given = {override.key_or_group: override for override in parsed(overrides)}
     run_dir = named(given.get("resume"), "give a run directory")
@@ -240,14 +240,14 @@ def refused(
 
 
 def shown(value: Any) -> str:
-    """Return a value as error messages show it: a string as it is, anything else as JSON."""
+    """Return a value as error messages show it: a string as it is, other plain data as JSON."""
     if value is ABSENT:
         return "no such key"
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def named(resume: Override | None, remedy: str) -> Path | None:
-    """Return the folder that an override `resume=` names; None without one.
+    """Return the folder that an override `resume=` names; None if there is none or it is null.
 
     Raises:
         ConfigError: The name is empty (with `remedy` as advice), or there are several folders.
@@ -267,7 +267,7 @@ def recorded_in(run_dir: Path, key: str) -> Recorded:
     """Read the record of a run from its directory. Errors name the option `key`.
 
     Raises:
-        ConfigError: The folder is not a run directory, or a later version wrote it.
+        ConfigError: The folder is no run directory, a later version wrote it, or it is damaged.
     """
     try:
         return _recorded_in(run_dir)

@@ -50,6 +50,9 @@ class Run:
     """Trains one run, and writes the results into its run directory.
 
     Attributes:
+        settings: The checked content of `config`.
+        config: The run's configuration.
+        choices: The chosen option of each configuration group, such as {"schedule": "ppll"}.
         run_dir: The run directory. It exists, and has no files of another run.
         before: The record of the run to be resumed; None for a new run.
         find_changes: Finds the overrides that turn the defaults into `config`.

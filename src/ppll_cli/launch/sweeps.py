@@ -115,8 +115,8 @@ class RecordedSweep:
                 and the chosen option of each group.
 
         Raises:
-            ConfigError: The record is damaged. Or the job uses a class of the user's own, and
-                `overrides` does not name this class.
+            ConfigError: The record is damaged, or the configuration is wrong. Or the job uses a
+                class of the user's own, and `overrides` does not name this class.
         """
         before = None
         if os.path.lexists(run_dir / CONFIG_FILE):

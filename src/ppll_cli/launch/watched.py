@@ -24,8 +24,13 @@ LEAVE_S = 5.0
 class Watched(Seen):
     """A worker of this machine.
 
-    `ends` are the worker's ends of channels. The launcher also keeps them open. So if this worker
-    dies, the other workers do not notice, and a new process can use the same ends.
+    Attributes:
+        ends: The worker's ends of channels. The launcher also keeps them open. So if this worker
+            dies, the other workers do not notice, and a new process can use the same ends.
+        stop: The flag that stops the workers of this machine.
+        process: The worker's current process; set by `begin`.
+        reports: The connection from which the launcher reads the worker's reports.
+        failed: Whether the current process has died or has reported a failure.
     """
 
     ends: ChannelEnds
@@ -39,7 +44,8 @@ class Watched(Seen):
 
         Args:
             job: The job of all workers.
-            recovery: What the worker needs to be restarted later; None if it is not restarted.
+            recovery: What the worker needs to write snapshots, and to continue from them; None if
+                it is not restarted.
 
         Raises:
             RunFailedError: The fork server has ended, or is stopped.

@@ -36,7 +36,7 @@ SILENT_S = 7.0
 """Seconds without a sign of life after which a machine's launcher is regarded as failed."""
 
 OWN_GAP_S = 3.0
-"""If `silent` is not called for this many seconds, this launcher was stopped (SIGSTOP)."""
+"""If `silent` is not called for this many seconds, this launcher was probably stopped (SIGSTOP)."""
 
 LEAVING_S = 10.0
 """Seconds that machine 0 waits for the others to end first, because it may run their store."""
@@ -53,6 +53,8 @@ class Fleet:
     """Connects this machine's launcher with the launchers of the run's other machines.
 
     Attributes:
+        rank: Number of this machine, from 0.
+        machines: Descriptions of all machines, in the order of their numbers.
         interface: Name of the network interface to the other machines; empty if unknown.
         jobs: Number of the current job, from 1; 0 before the first job.
         parcels: Open transfers of files, by the number of the other machine. A machine that shares
@@ -61,7 +63,8 @@ class Fleet:
             all other cases None.
 
     Raises:
-        ConfigError: A machine does not join in time, or its versions differ from machine 0's.
+        ConfigError: A machine does not join in time, its versions differ from machine 0's, or the
+            store cannot be reached.
     """
 
     def __init__(self, where: Rendezvous) -> None:
@@ -137,7 +140,11 @@ class Fleet:
         return RunFailedError(f"{self.name(0)} has given up the run")
 
     def silent(self) -> tuple[int, str] | None:
-        """Return the number of a machine without a sign of life, and an error text; else None."""
+        """Return the number of a machine that gives no sign of life, and an error text.
+
+        Return None if there is no such machine. Machine 0 watches all others; each of the others
+        watches only machine 0. If the store cannot be reached, no machine gives a sign of life.
+        """
         now = time.monotonic()
         if now - self._looked_s > OWN_GAP_S:
             self._since_s = now  # this launcher was stopped: the silence before does not count
@@ -153,7 +160,7 @@ class Fleet:
         return None
 
     def remember(self, run_dir: str) -> None:
-        """Store the run directory's path, for the launchers after a restart (see `remembered`)."""
+        """Store the run directory's path, for `remembered` if torchrun restarts the launchers."""
         self._outbox.put(("run directory", run_dir))
 
     def open_parcels(self, machine: int) -> Parcels:

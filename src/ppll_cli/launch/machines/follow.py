@@ -35,11 +35,12 @@ A machine that finds the file there shares the directory with machine 0."""
 
 
 def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> None:
-    """Tell all machines about a job, and wait until they are ready.
+    """Tell all other machines about a job, wait until they are ready, and let them begin.
 
     Raises:
         ConfigError: A machine cannot run its part of the job.
-        RunFailedError: A machine gives no sign of life, or takes too long.
+        RunFailedError: A machine gives no sign of life, takes too long, or fails in another way; or
+            a file of the checkpoint cannot be sent.
     """
     fleet.remember(str(run_dir))
     fleet.close_parcels()  # an earlier job that did not begin may have left them open
@@ -126,8 +127,8 @@ def follow(fleet: Fleet) -> None:
     """Run this machine's part of each job, until machine 0 announces the end of all jobs.
 
     Raises:
-        PpllError: A job failed, or machine 0 gives no sign of life. After a failed job, this
-            machine first runs its part of all later jobs.
+        PpllError: A job failed or was interrupted, or machine 0 gives no sign of life. After such a
+            job, this machine first runs its part of all later jobs.
     """
     failed: PpllError | None = None
     kind = ""

@@ -31,7 +31,7 @@ def read_greeting(text: bytes) -> dict[str, Any]:
 def read_welcome(text: bytes) -> list[dict[str, Any] | None]:
     """Return the first messages of all machines, which machine 0 has collected.
 
-    None stands for a machine that did not join.
+    None stands for a machine that did not join, and {} for a message that is not a JSON object.
 
     Raises:
         ConfigError: This version cannot read machine 0's text.

@@ -31,7 +31,13 @@ VERDICT_S = 10.0
 
 @dataclass
 class Seen:
-    """What a launcher knows about a worker. `done` is the report with which the worker ended."""
+    """What a launcher knows about a worker.
+
+    Attributes:
+        name: The result of `Job.name`, for messages.
+        pulse: The worker's latest signs of life and progress.
+        done: The report with which the worker ended; None before.
+    """
 
     seat: Seat
     name: str
@@ -79,8 +85,8 @@ class Leader:
     def handle_messages(self, handle: Callable[[Seen, Report], None]) -> Iterator[Report]:
         """Handle the messages of other machines, and yield a report of each failure.
 
-        `handle` is called with each other report of a worker. A report about a saved file waits
-        until the file has arrived.
+        `handle` is called with all reports that are no failures. A report about a saved file, and
+        most later reports of the same worker, wait until the file has arrived.
 
         Raises:
             RunFailedError: A launcher on another machine, or a transfer of files, failed.
@@ -208,7 +214,8 @@ class Follower:
 
         Raises:
             WorkerFailedError: A worker failed on some machine.
-            RunFailedError: Something else failed, or machine 0 gives no sign of life.
+            RunFailedError: Something else failed, such as a transfer of files, or machine 0 gives
+                no sign of life.
             Interrupted: Machine 0's launcher got a second signal to stop, for example by Ctrl-C.
         """
         for message in iter(self._fleet.hear, None):
@@ -245,8 +252,9 @@ class Follower:
 def cause(failures: Sequence[Report]) -> Report:
     """Return the failure that probably caused all others.
 
-    This is, if there is one, a worker that died or hangs; else an exception; else a lost
-    connection. Among failures of the same kind, it is the earliest.
+    If a worker died or hangs, this is the cause. Otherwise it is an exception. A lost connection is
+    the cause only if there is no other failure. Among failures of the same kind, the earliest is
+    the cause.
     """
 
     def order(failure: Report) -> tuple[bool, bool, float]:
