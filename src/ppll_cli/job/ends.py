@@ -58,7 +58,7 @@ class Ends:
 
         Raises:
             ConfigError: The method does not fit the model, or an export is not allowed, or a loss
-                watches a unit that it may not watch, or modules share weights of auxiliary
+                watches a unit that losses cannot watch, or modules share weights of auxiliary
                 networks.
         """
         before: list[dict[str, ValueSpec]] = []
