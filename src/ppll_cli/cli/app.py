@@ -206,8 +206,8 @@ def _for_hydra(jobs: Jobs) -> None:
 def raise_first(jobs: Jobs) -> None:
     """Raise the error of the first job that did not complete, if there is one.
 
-    An interrupted job comes before all others. If resuming the sweep may help, print first how to
-    resume it.
+    If a job was interrupted, raise its error, even if another job failed first. If resuming the
+    sweep may help, print first how to resume it.
 
     Raises:
         ConfigError: The job was refused.

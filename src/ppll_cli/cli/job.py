@@ -84,7 +84,7 @@ class Jobs:
     ends: list[str] = field(default_factory=list)
 
     def begin_in(self, folder: Path) -> None:
-        """Store the folder for results, and the content of the files there that Hydra will replace.
+        """Record the path of the results' folder, and copy the files in it that Hydra will replace.
 
         Call this before Hydra writes. If the run is refused, `remove_refused` restores the files.
         """

@@ -74,7 +74,7 @@ def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
 def for_each_job(overrides: Sequence[str]) -> list[str]:
     """Rewrite a sweep's overrides so that Hydra accepts them.
 
-    An example is `local=dgl,infopro local.hidden=64`. Before the jobs, Hydra composes a
+    An example is `local=dgl,infopro local.hidden=64`. Before it starts the jobs, Hydra composes a
     configuration with the default `local`. It would refuse `local.hidden`, because this default has
     no such key. So the override becomes `local.hidden=choice(64)`, which Hydra uses only in the
     jobs.

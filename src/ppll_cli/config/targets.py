@@ -114,7 +114,8 @@ def _first_line(error: BaseException) -> str:
 def check_options(group: str, made: Any) -> None:
     """Check the fields of a dataclass object against their annotations.
 
-    Classes call it in `__post_init__`, for objects that Python code creates. A field for a list
+    Classes call it in `__post_init__`, so that it also checks objects that Python code creates
+    without a configuration. A field for a list
     accepts a tuple, and a field for a number accepts a NumPy number. No value is converted.
 
     Args:

@@ -75,7 +75,7 @@ def launch(
     Raises:
         ConfigError: The fork server cannot be started.
         WorkerFailedError: A worker failed; all workers have been stopped.
-        RunFailedError: A helper process of multiprocessing has ended or is stopped, or another
+        RunFailedError: A helper process of multiprocessing has ended or is suspended, or another
             machine failed; all workers have been stopped.
         Interrupted: A second signal to stop came; all workers have been stopped.
     """

@@ -1,4 +1,4 @@
-"""Defines the interface of trackers, and a guard that keeps them from stopping a run.
+"""Defines the interface of trackers, and a guard, so that their errors do not stop a run.
 
 Imports neither torch nor any tracker's library.
 """

@@ -180,7 +180,7 @@ class Profile:
 
     @property
     def parameter_bytes(self) -> float:
-        """Bytes of each element of a trained parameter, its gradient and its optimizer state."""
+        """Bytes per element of a parameter: the parameter, its gradient and its optimizer state."""
         return self._of_units("parameter")["bytes"]
 
     @cached_property

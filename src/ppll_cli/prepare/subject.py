@@ -126,7 +126,7 @@ class Subject:
         return units + [auxiliary[module] for module in layout.modules_of(stage)]
 
     def watched(self, index: int) -> WatchedUnit:
-        """Describe a unit whose weights a loss of an earlier module reads ("watches")."""
+        """Describe a unit whose weights are read ("watched") by the loss of an earlier module."""
         unit = self.units[index]
         with torch.device("meta"):
             parameters = dict(unit.build().named_parameters())

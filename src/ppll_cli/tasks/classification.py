@@ -1,4 +1,4 @@
-"""Classification: an image has one label or, if two images are mixed, two labels with shares."""
+"""Classification: an image has one label or, if two are mixed, two labels with their shares."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

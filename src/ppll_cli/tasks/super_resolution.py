@@ -196,7 +196,7 @@ def _mean(numbers: Sequence[float]) -> float:
 
 
 def check_map(key: str, value: str, shape: tuple[int, ...]) -> None:
-    """Check that features are maps, as the setting `key=value` requires.
+    """Check that features are maps. In the error, `key` and `value` name the setting at fault.
 
     Raises:
         ConfigError: The shape (without the batch dimension) is not that of a map, [C, H, W].

@@ -38,7 +38,7 @@ class Clock:
         """Allow the clock to reuse a moment, which the caller must not use again."""
 
     def host_s(self, moment: Any) -> float:
-        """Return a moment as a time of `perf_counter`, in seconds. May wait for all queued work."""
+        """Convert a moment to `perf_counter` seconds. This may wait for all queued work."""
         now_s: float = moment
         return now_s
 

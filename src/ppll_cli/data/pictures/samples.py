@@ -105,7 +105,7 @@ def _psnr(made: Bytes, wanted: Bytes, border: int) -> float | None:
 
 
 def captioned(found: Sequence[View]) -> Image.Image:
-    """Draw views in two columns, each below its caption, about `PAGE_WIDTH` pixels wide."""
+    """Draw views, each below its caption, in two columns that fill about `PAGE_WIDTH` pixels."""
     height, width = found[0].pixels.shape[:2]
     factor = max(1, round((PAGE_WIDTH - 3 * GAP) / 2 / width))
     size = text_size(2 * factor * width + 3 * GAP)
