@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.text import Text
 
 LIMIT_S, ENDING_S = 600.0, 30.0
-"""Seconds until a program is killed, and seconds in which it must end after its last output."""
+"""Seconds for which a program's output is read, and seconds that it then has to end by itself."""
 
 ROWS = 40
 CONTROL = re.compile(r"\x1b\[(\??[\d;]*)([A-Za-z])|\r|\n")

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from ppll_cli.config.commands import key_of
 from ppll_cli.config.settings import usable_cores
 from scripts.benchmarks.trials import (
     FOLDER,
@@ -115,12 +116,8 @@ class Case:
         key, samples = self.length
         length = f"{key}={round(samples * variant.length)}"
         usual = (f"seed={seed}", *COMMON, *self.overrides, length)
-        replaced = {_key(override) for override in variant.settings}
-        return (*(each for each in usual if _key(each) not in replaced), *variant.settings)
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0]
+        replaced = {key_of(override) for override in variant.settings}
+        return (*(each for each in usual if key_of(each) not in replaced), *variant.settings)
 
 
 def super_resolution(scale: int, patch: int) -> Case:

@@ -20,6 +20,7 @@ from ppll_cli.launch.beginning import check_data, recorded_identity
 from ppll_cli.launch.evaluation import Evaluated, evaluate
 from ppll_cli.launch.loaded import LoadedRun, loaded
 from ppll_cli.leaves.files import digest_of, write_json
+from ppll_cli.leaves.names import counted
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.console import rich_console
 from ppll_cli.observe.logs import only_warn
@@ -205,8 +206,7 @@ def _predicted(found: Mapping[str, Any]) -> str:
         said = ", ".join(f"{_quoted(each['class'])} {each['probability']:.4f}" for each in sure)
     elif "boxes" in found:
         sure = found["boxes"][:MOST_LABELS]
-        number = len(found["boxes"])
-        said = f"{number} box{'' if number == 1 else 'es'}" + (": " if sure else "")
+        said = counted(len(found["boxes"]), "box", "es") + (": " if sure else "")
         said += ", ".join(f"{_quoted(each['class'])} {each['score']:.2f}" for each in sure)
     elif "width" in found:
         said = f"{found['width']}x{found['height']} pixels"

@@ -10,9 +10,12 @@ def meant(name: str, names: Iterable[str]) -> str:
     return f"did you mean {near[0]}? " if near and near[0] != name else ""
 
 
-def counted(number: int, what: str) -> str:
-    """Return a number with its noun in singular or plural: `1 run`, `2 runs`."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def counted(number: int, what: str, ending: str = "s") -> str:
+    """Return a number with its noun in singular or plural: `1 run`, `2 runs`.
+
+    `ending` is what the plural adds to the noun.
+    """
+    return f"{number} {what}{'' if number == 1 else ending}"
 
 
 def class_path(cls: type) -> str:
