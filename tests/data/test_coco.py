@@ -201,7 +201,10 @@ def test_dropped_boxes_are_counted_in_the_log(make: Make, caplog: pytest.LogCapt
     [
         ([0.1, 0.2, 0.5, 0.5], "all boxes end within the first pixel: give pixels, not fractions"),
         ([60, 2, 9, 9], "4 of 4 boxes lie mostly outside of their pictures"),
-        ([4, 2, 0, 9], "boxes lie mostly outside of their pictures, or are thinner than a pixel"),
+        (
+            [4, 2, 0, 9],
+            "4 of 4 boxes lie mostly outside of their pictures, or are thinner than a pixel",
+        ),
         ([30, 20, 60, 60], "4 of 4 boxes lie mostly outside"),
     ],
 )
@@ -227,7 +230,8 @@ def test_parts_without_objects_are_logged(
     path = tmp_path / "root" / "annotations" / "instances_val2017.json"
     changed(path, lambda content: [each.update(iscrowd=1) for each in content["annotations"]])
     make().prepare()
-    assert "of test have no objects, or only ignored ones: ap will be null" in caplog.text
+    told = "the 3 pictures of test have no objects, or only ignored ones: ap will be null"
+    assert told in caplog.text
     assert "of train" not in caplog.text
 
 

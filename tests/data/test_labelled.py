@@ -51,7 +51,8 @@ def test_links_in_two_classes_may_lead_to_one_file(
         (1, "data.val_fraction=0.5 holds out all pictures of the class r0: the model cannot"),
         (
             2,
-            "all pictures of the class r0, and of 1 more: the model cannot learn a class that has ",
+            "all pictures of the class r0, and of 1 more: the model cannot learn a class that has "
+            "no training pictures; give a smaller fraction",
         ),
     ],
 )

@@ -213,5 +213,6 @@ def test_making_a_batch_never_waits_for_the_device(
 def test_a_picture_with_boxes_outside_is_refused_by_name() -> None:
     """The picture is also refused if a part of each box is inside, so that no box is dropped."""
     bad = Found(10, 10, [(6.0, 0.0, 16.0, 10.0, 0, False)])
-    with pytest.raises(ValueError, match=r"^1 of 1 boxes lie mostly .*; bad\.jpg has such boxes$"):
+    problem = r"^1 of 1 boxes lie mostly outside .*; bad\.jpg has such boxes$"
+    with pytest.raises(ValueError, match=problem):
         Index.of(["a"], ["good.jpg", "bad.jpg"], [Found(10, 10, []), bad])

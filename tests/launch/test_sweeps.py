@@ -83,7 +83,10 @@ def test_overrides_that_do_not_apply_to_a_resumed_sweep_are_refused(
     ("changes", "problem"),
     [
         ({"format": True}, r"has format True, but this program reads only format 1"),
-        ({"format": 2}, r"has format 2, but this program reads only format 1; use the"),
+        (
+            {"format": 2},
+            r"has format 2, but this program reads only format 1; use the version of ppll-run",
+        ),
         ({"sweeper": "optuna"}, "its sweeper optuna is a search, which chooses each job by the"),
         ({"sweeper": None}, "its sweeper None is a search"),
         ({"jobs": JOBS[:1]}, "it does not list jobs and their folders"),
@@ -102,7 +105,10 @@ def test_overrides_that_do_not_apply_to_a_resumed_sweep_are_refused(
         ({"folders": ["0", "link"]}, "link, on the path of job 1, is not a folder; remove it"),
         ({"folders": ["0", "link/1"]}, "link, on the path of job 1, is not a folder; remove it"),
         ({"folders": ["0", "0"]}, "several of its jobs share a folder"),
-        ({"folders": ["0", "0/1"]}, "or one has its folder inside another's, because of"),
+        (
+            {"folders": ["0", "0/1"]},
+            "several of its jobs share a folder, or one has its folder inside another's, because",
+        ),
         ({"launcher": "../evil"}, "its launcher is not an option"),
         (
             {"launcher_settings": ["hydra.callbacks.x=1"]},

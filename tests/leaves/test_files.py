@@ -26,8 +26,9 @@ def test_the_old_file_stays_if_writing_fails(
         raise error
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error)) as caught:
         write_text(path, "after")
+    assert caught.value is error
     assert path.read_text() == "before"
     assert [*tmp_path.iterdir()] == [path]
 

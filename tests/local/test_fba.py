@@ -335,7 +335,8 @@ def test_features_every_banks_the_maps_of_all_earlier_modules() -> None:
 
 def test_first_features_are_for_heads_with_a_long_skip() -> None:
     method = FBA(bank=bank(features="first"))
-    message = "^fba.features=first: stands for the long skip of .*, but this is another task"
+    message = "^fba.features=first: stands for the long skip of super-resolution, "
+    message += "but this is another task"
     with pytest.raises(ConfigError, match=message):
         method.criterion(sites(RESNET)[1])
     at = picture_sites()[2]

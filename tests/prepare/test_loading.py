@@ -98,7 +98,10 @@ GOOD = {
         ({"task": "unclear"}, "its task's lower_is_better is not a bool; give True or False"),
         ({"task": "loss"}, "its task's metric is 'loss'; give a text that is none of epoch, grad_"),
         ({"task": "no metric"}, "its task's metric is None; give a text"),
-        ({"names": ["a"]}, "its class_names has 1 name, but its task has 2 classes; give each"),
+        (
+            {"names": ["a"]},
+            "its class_names has 1 name, but its task has 2 classes; give each class a name",
+        ),
     ],
 )
 def test_a_data_set_that_loads_something_else_is_refused(fault: Any, problem: str) -> None:

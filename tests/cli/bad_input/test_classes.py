@@ -237,7 +237,6 @@ model HERE.NoModel | it has no 'units'; see ppll_cli.models.unit.Model
 model HERE.Wider | running a sample through 'second' raised RuntimeError:
 model HERE.TwoNames | unit second returned Tensor instead of a tensor for each name that it writes
 model HERE.NoFunction | `build` of unit 'second' is no function that returns a network
-model HERE.NoName | unit 'second' writes (): it must write at least one tensor, and no name twice
 model HERE.SharedWeights | 'second' has the same 'weight' after two calls of its build(); build()
 local HERE.KeptHead | module 0 raised TypeError: the parameter 'head.1.weight' existed before the
 model HERE.NoBatch | 'second' writes 'x' with shape [1, 7, 64] for 7 samples; the first dimension
@@ -248,9 +247,14 @@ local fractions.Fraction | derive it from ppll_cli.local.method.LocalMethod
 local HERE.ReturnsModule | its criterion() must return a Criterion, not Identity
 local HERE.MisfitHead | the auxiliary network of module 0 raised RuntimeError
 transport HERE.NoTransport | has no 'obstacle'; see ppll_cli.transport.channel.Transport
-data HERE.Misnamed | its class_names has 2 names, but its task has 10 classes; give each class
 data HERE.Unreadable | loading the data raised RuntimeError: the disk is on fire; see line
 """
+UNUSABLE += (
+    "model HERE.NoName | unit 'second' writes (): it must write at least one tensor, "
+    "and no name twice; give each tensor\n"
+    "data HERE.Misnamed | its class_names has 2 names, but its task has 10 classes; "
+    "give each class a name\n"
+)
 
 UNUSABLE_TOO = """
 model HERE.NoNames | must be tuples of names, not None

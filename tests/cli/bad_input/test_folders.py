@@ -34,7 +34,8 @@ def record_with_link(name: str, target: str) -> None:
     link(f"run/{name}", target)
 
 
-NEWER = f"has format {CONFIG_FORMAT + 1}, but this program reads formats 1 to {CONFIG_FORMAT}; use"
+NEWER = f"has format {CONFIG_FORMAT + 1}, but this program reads formats 1 to {CONFIG_FORMAT}; "
+NEWER += "use a newer"
 
 
 UNKNOWN = "--config-dir=conf model=mine hydra.run.dir=${model.dim}"

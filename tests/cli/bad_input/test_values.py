@@ -129,7 +129,6 @@ local.cuts=[blocks.1,blocks.1] | each once
 local.cuts=[] gpus=2 | there is only 1 module; use gpus=1 at most, or name more units in local
 data=synthetic data.train_samples=9 batch_size=4 local=dgl | batch_size=4 | use data.drop_last=true,
 local.detection_head=level | is for detection; choose a data set with boxes
-fba=on fba.features=first | stands for the long skip of super-resolution, but this is another
 model=resnet32 data=synthetic local=vit_blocks | use a ViT model, or
 optim.label_smoothing=1 | less than 1
 schedule=interleaved schedule.chunks=0 | must be greater than or equal to 1
@@ -214,6 +213,11 @@ tracker=wandb tracker.finish_timeout_s=0 | must be greater than 0
 tracker=tensorboard tracker.dir=3 | must be a valid string
 """
 """Slow cases: checks that are made as those of the tables above, or are tested elsewhere."""
+
+FURTHER += (
+    "fba=on fba.features=first | stands for the long skip of super-resolution, "
+    "but this is another task\n"
+)
 
 TABLES = [OPTIONS, KEYS, COMMAND_LINES, TYPES, VALUES, CUTS, MODELS, METHODS, DATA, TRACKERS]
 

@@ -176,7 +176,8 @@ def test_a_store_that_does_not_answer_is_reported(monkeypatch: pytest.MonkeyPatc
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         where = Rendezvous(1, 2, "127.0.0.1", port, hosted=False, limit_s=1.0)
-        with pytest.raises(ConfigError, match=r"MASTER_ADDR=.*: the store of .* does not answer"):
+        problem = r"MASTER_ADDR=.*: the store of torch.distributed there does not answer"
+        with pytest.raises(ConfigError, match=problem):
             fleet.Fleet(where)
     # The abandoned thread prints something once its connection is cut. Wait, so that this test gets
     # it.
