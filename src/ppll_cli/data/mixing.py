@@ -103,7 +103,7 @@ def _within(side: int, share: float, centre: float) -> slice:
 
 
 def symmetric_beta(alpha: float, u: float, v: float) -> float:
-    """Transform two uniform numbers in [0, 1) into a number with distribution Beta(alpha, alpha).
+    """Transform uniform numbers u and v in [0, 1) into one with distribution Beta(alpha, alpha).
 
     If T has Student's t-distribution with 2 alpha degrees of freedom, then
     (1 + T / sqrt(2 alpha + T^2)) / 2 has the distribution Beta(alpha, alpha), and

@@ -74,7 +74,7 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         DamagedError: The manifest cannot be used, or does not match its checksum.
-        UnreadableError: The system does not let the manifest be read.
+        UnreadableError: The operating system refuses to read the manifest.
         LaterFormatError: A newer version of the program wrote the manifest.
     """
     try:

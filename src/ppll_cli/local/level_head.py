@@ -40,7 +40,7 @@ def fusible(maps: Maps, chosen: list[int], own: int, fusion: str) -> tuple[list[
 
 
 class LevelHead(nn.Module):
-    """A head that finds boxes only on the pyramid levels for the stride of its map.
+    """A head that finds boxes only on those pyramid levels that fit the stride of its map.
 
     A map of stride 8 or finer has level P3, a map of stride 16 has level P4, and a map of stride 32
     has the levels P5, P6 and P7. Banked maps are fused with the map, except those that are coarser

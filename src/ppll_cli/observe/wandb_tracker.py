@@ -1,4 +1,4 @@
-"""Reports each run of the launcher to a run of Weights & Biases (wandb), for `tracker=wandb`."""
+"""Reports each run of the launcher as a run in Weights & Biases (wandb), for `tracker=wandb`."""
 
 import csv
 import json

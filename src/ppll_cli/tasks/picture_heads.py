@@ -40,7 +40,7 @@ class ToPictures(_Levels):
     """Converts levels to pictures; the inverse of `ToLevels`."""
 
     def forward(self, levels: Tensor) -> Tensor:
-        """Convert levels [B, 3, H, W] to pictures [B, 3, H, W], not clamped to [0, 1]."""
+        """Convert pixel levels [B, 3, H, W] to pictures [B, 3, H, W], not clamped to [0, 1]."""
         return levels / self.levels + self.mean
 
 

@@ -27,8 +27,8 @@ class View(NamedTuple):
     Attributes:
         name: What the view shows.
         pixels: uint8 [H, W, 3]; all views of a piece have the same shape.
-        psnr: PSNR in dB against the original, without border pixels. None for the original, and
-            if the piece has only border pixels.
+        psnr: PSNR in dB against the original, without border pixels. None if the view
+            is the original, or if the piece has only border pixels.
     """
 
     name: str

@@ -17,7 +17,7 @@ class Span(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A rectangle of a small picture that is evaluated separately."""
+    """A rectangle of a small picture; each rectangle is evaluated separately."""
 
     picture: int  # index of the picture within its split, from 0
     rows: Span
