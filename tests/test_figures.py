@@ -162,6 +162,14 @@ def test_detection_with_more_scenes_or_epochs_is_the_measured_one() -> None:
         assert [cell.strip() for cell in cells.split("|")] == shown
 
 
+def test_the_rise_of_ap50_with_the_epochs_is_the_measured_one() -> None:
+    page = (DOCS / "benchmarks" / "beyond.md").read_text()
+    files = [f"beyond-500-{epochs}.json" for epochs in (24, 48, 96)]
+    short, longer, longest = (results_of(file)["detection bp trained"]["ap50"] for file in files)
+    assert f"the AP50 of `bp` rose by {longer - short:.3f}," in page
+    assert f"from 48 to 96 epochs by {longest - longer:.3f}." in page
+
+
 def seeds_of(rows: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     return [rows[f"{name} trained{end}"] for end in ("", " seed 1", " seed 2")]
 
